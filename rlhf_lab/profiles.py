@@ -1,0 +1,41 @@
+"""The one dial of the course: how large everything is. `profiles.toml` holds only what differs between profiles."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+
+from rlhf_lab import ROOT
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of one profile; each field is a column of `profiles.toml`, explained there."""
+
+    name: str
+    rung: str
+    demonstrations: int
+    reward_pairs: int
+    rl_updates: int
+    rl_evaluate_every: int
+    rl_prompts_per_update: int
+    test_pairs: int
+    test_prompts: int
+    hh_pairs: int | None
+    hh_max_tokens: int
+
+    @classmethod
+    def load(cls, name: str) -> "Profile":
+        """The profile called `name`. Raises ValueError, listing the known ones, if there is none."""
+        if name not in _tables():
+            raise ValueError(f"Unknown profile {name!r}: profiles.toml has {', '.join(_tables())}.")
+        return cls(name=name, **_tables()[name])
+
+
+def names() -> list[str]:
+    """The profiles of `profiles.toml`, in its order."""
+    return list(_tables())
+
+
+@cache
+def _tables() -> dict[str, dict]:
+    return tomllib.loads((ROOT / "profiles.toml").read_text(encoding="utf-8"))

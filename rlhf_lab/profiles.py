@@ -20,8 +20,8 @@ class Profile:
     rl_prompts_per_update: int
     test_pairs: int
     test_prompts: int
-    hh_pairs: int | None
     hh_max_tokens: int
+    hh_pairs: int | None = None
 
     @classmethod
     def load(cls, name: str) -> "Profile":

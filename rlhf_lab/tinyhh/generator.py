@@ -30,7 +30,7 @@ class ComparedPair(NamedTuple):
     preferred: str  # "first", "second" or "tie"
 
 
-def prompts(subset: str, split: str, seed: int) -> Iterator[str]:
+def prompts(subset: str, split: str, seed: int | str) -> Iterator[str]:
     """Endless prompts of a subset ("helpful-base", "harmless-base") and split ("train", "test"), each a transcript up
     to and including the last "Assistant:". No prompt is ever in both splits. Raises ValueError for an unknown one."""
     rng = _rng("prompts", subset, split, seed)

@@ -1,0 +1,425 @@
+"""Numbers and claims: recorded by a notebook, rendered into its prose, written to `results/`, shown in the README.
+
+    book = Claims("00_rlhf_in_ten_minutes", profile="laptop", seeds=5)
+    book.number("rl.gold_peak", t_interval(peaks), unit="gold reward")
+    book.state("ppo_beats_sft", better(gold_ppo, gold_sft), expect="better",
+               text={"better": "PPO raises the gold reward by {difference}, to {rl.gold_peak}.",
+                     "inconclusive": "...", "worse": "..."})
+    book.show("ppo_beats_sft")
+    book.write()
+
+A template holds {difference} (of a comparison) and {key} of any number recorded before it. All of a claim's templates
+are checked at once, so that a run with an unexpected verdict cannot stop at a misspelled key.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+
+from IPython.display import Markdown
+
+from rlhf_lab import ROOT
+from rlhf_lab.statistics import Comparison, Interval
+
+LEVEL = 0.95  # of every interval in the tables
+COMPARISON_VERDICTS = ("better", "inconclusive", "worse")
+RULE_VERDICTS = ("holds", "fails")
+NOT_DECIDED = "not decided"
+
+KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
+PLACEHOLDER = re.compile(r"(?<![\w^}])\{(" + KEY.pattern + r")\}")  # LaTeX's braces follow a command, _, ^ or }
+MARKER = re.compile(r"<!-- (?:results:(?P<name>\S+)|/results) -->")
+
+
+class Claims:
+    """What one run of one notebook measured and found."""
+
+    def __init__(self, notebook: str, profile: str, seeds: int):
+        self.notebook, self.profile, self.seeds = notebook, profile, seeds
+        self.numbers: dict[str, dict] = {}  # key -> its entry in the results file
+        self.claims: dict[str, dict] = {}
+
+    def number(self, key: str, value: Interval | float, unit: str) -> None:
+        """Record a number, with its interval if it has one; `unit` is what it is measured in ("gold reward").
+
+        Recording a key again replaces it. Raises ValueError for a value that is not finite, an interval of a level
+        other than 95 %, a badly formed key, or an `accuracy.X` before the audit that puts it in proportion.
+        """
+        self._check_key(key, self.claims)
+        if key.startswith("accuracy."):
+            audit = "audit.longer_wins." + key.removeprefix("accuracy.")
+            if audit not in self.numbers:
+                raise ValueError(f"An accuracy means little alone: record {audit!r} before {key!r}.")
+        if not isinstance(value, Interval):
+            value = Interval(value, None, None, None, None, None)
+        elif value.level != LEVEL:
+            raise ValueError(f"{key!r} has a {value.level:.0%} interval; the course reports {LEVEL:.0%} intervals.")
+        self.numbers[key] = {
+            "value": _plain(key, value.value),
+            "low": None if value.low is None else _plain(key, value.low),
+            "high": None if value.high is None else _plain(key, value.high),
+            "level": value.level,
+            "n": value.n,
+            "unit": unit,
+            "unit_of_replication": value.unit,
+        }
+
+    def state(
+        self, key: str, found: Comparison | str, expect: str, text: Mapping[str, str], sanity: bool = False
+    ) -> None:
+        """Record what was found about a hypothesis: a `Comparison`, or the verdict of a `rule`.
+
+        `expect` is the verdict expected beforehand; `text` maps each verdict that could have come out to its sentence.
+        `sanity=True` marks an identity or oracle, whose miss fails the build. Raises ValueError for a missing or
+        unknown verdict, or for a template that names a number not recorded yet.
+        """
+        self._check_key(key, self.numbers)
+        comparison = found if isinstance(found, Comparison) else None
+        verdict = comparison.verdict if comparison else found
+        reachable = COMPARISON_VERDICTS if comparison else RULE_VERDICTS
+        if verdict not in (*reachable, NOT_DECIDED):
+            raise ValueError(f"Claim {key!r} got {found!r}: pass the Comparison of better() or the verdict of rule().")
+        for name in reachable:
+            if name not in text:
+                raise ValueError(f"Claim {key!r} could turn out {name!r}, but has no text for it: add one.")
+        for name in (*text, expect):
+            if name not in reachable:
+                raise ValueError(f"Claim {key!r} cannot turn out {name!r}, only one of {', '.join(reachable)}.")
+        rendered = {name: self._fill(key, template, comparison) for name, template in text.items()}
+        undecided = f"`{key}` is not decided: one seed gives no interval"
+        undecided += f" (difference {_difference(comparison)})." if comparison else "."
+        self.claims[key] = {
+            "text": rendered.get(verdict, undecided),
+            "verdict": verdict,
+            "expected": expect,
+            "met": None if verdict == NOT_DECIDED else verdict == expect,
+            "sanity": sanity,
+        }
+
+    def show(self, *keys: str) -> Markdown:
+        """The numbers and claims of these keys as Markdown, to stand last in a cell; without keys, all claims."""
+        committed = published(self.notebook)
+        return Markdown("\n\n".join(self._shown(key, committed) for key in keys or self.claims))
+
+    def table(self, *keys: str) -> Markdown:
+        """The numbers of these keys as a table; without keys, all numbers."""
+        return Markdown(_numbers_table({key: self._number(key) for key in keys or self.numbers}))
+
+    def write(self, seconds: float | None = None, seconds_warm: float | None = None) -> Path:
+        """Write the results file, whole or not at all, and return its path.
+
+        `seconds` is the wall time of a cold run, with everything trained from nothing; `seconds_warm` of one that
+        found the artefacts. A notebook does not know its own times: `stamp` fills them in after the run.
+        """
+        path = results_path(self.profile, self.notebook)
+        _write(
+            path,
+            {
+                "notebook": self.notebook,
+                "profile": self.profile,
+                "seeds": self.seeds,
+                "seconds": seconds,
+                "seconds_warm": seconds_warm,
+                "peak_mb": peak_mb(),
+                "environment": environment(),
+                "numbers": self.numbers,
+                "claims": self.claims,
+            },
+        )
+        return path
+
+    def _check_key(self, key: str, others: Mapping) -> None:
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key: use lower-case words joined by '_' and '.', such as 'rl.gold_peak'.")
+        if key in others:
+            raise ValueError(f"{key!r} is taken: a number and a claim cannot share a key.")
+
+    def _number(self, key: str) -> dict:
+        if key not in self.numbers:
+            raise ValueError(f"No number {key!r} is recorded; there are: {', '.join(self.numbers) or 'none'}.")
+        return self.numbers[key]
+
+    def _fill(self, claim: str, template: str, comparison: Comparison | None) -> str:
+        """The template with its placeholders replaced; str.format would read the dots of keys as attributes."""
+
+        def replacement(match: re.Match) -> str:
+            key = match[1]
+            if key == "difference" and comparison:
+                return _difference(comparison)
+            if key not in self.numbers:
+                raise ValueError(f"The text of claim {claim!r} names {{{key}}}: record that number before the claim.")
+            return _formatted(self.numbers[key])
+
+        return PLACEHOLDER.sub(replacement, template)
+
+    def _shown(self, key: str, committed: dict | None) -> str:
+        if key not in self.claims:
+            return _number_line(key, self._number(key))
+        claim = self.claims[key]
+        if claim["verdict"] == NOT_DECIDED:
+            return f"{claim['text']}{_published_claim(key, committed)} <small>Expected: {claim['expected']}.</small>"
+        if claim["met"]:
+            return f"{claim['text']} <small>Expected: {claim['expected']}; found: {claim['verdict']}.</small>"
+        return f"{claim['text']} **Expected {claim['expected']}, found {claim['verdict']}.**"
+
+
+# --- results files ---
+
+
+def results_path(profile: str, notebook: str) -> Path:
+    """Where a run writes its results: under $RLHF_LAB_RESULTS, by default build/results."""
+    return Path(os.environ.get("RLHF_LAB_RESULTS") or ROOT / "build" / "results") / profile / f"{notebook}.json"
+
+
+def published(notebook: str) -> dict | None:
+    """The committed results of a notebook, if there are any."""
+    path = ROOT / "results" / "laptop" / f"{notebook}.json"
+    return read(path) if path.exists() else None
+
+
+def read(path: Path) -> dict:
+    """A results file as a dict. Raises ValueError if it holds no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}, line {error.lineno}: this is not JSON ({error.msg}); delete the file and run its notebook again."
+        ) from None
+
+
+def stamp(path: Path, seconds: float | None = None, seconds_warm: float | None = None) -> None:
+    """Fill the times of a finished run into its results file; a time left out keeps what stands there."""
+    times = {"seconds": seconds, "seconds_warm": seconds_warm}
+    _write(path, read(path) | {key: value for key, value in times.items() if value is not None})
+
+
+def check(results: dict, committed: dict | None) -> list[str]:
+    """What must fail the build, one sentence each: a missed sanity claim, or a verdict that is the committed one's
+    opposite. A missed expectation is no failure: it is a finding.
+    """
+    failures = []
+    before = committed["claims"] if committed else {}
+    for key, claim in results["claims"].items():
+        name = f"{results['notebook']}: claim {key!r}"
+        if claim["sanity"] and claim["met"] is False:
+            failures.append(f"{name} is a sanity check and {claim['verdict']} (expected {claim['expected']}).")
+        if {claim["verdict"], before.get(key, claim)["verdict"]} == {"better", "worse"}:
+            failures.append(f"{name} is {claim['verdict']}, but the committed result says {before[key]['verdict']}.")
+    return failures
+
+
+def peak_mb() -> float | None:
+    """The largest memory this process has held, in MB; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # macOS counts bytes, Linux KiB
+
+
+def environment() -> dict:
+    """What a run ran on: versions, CPU, threads, commit (None where unknown)."""
+    import torch  # here, since tables and markers need no torch and its import takes seconds
+
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in ("torch", "transformers", "trl")},
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """The CPU's name; Linux keeps it in a file that the platform module does not read."""
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return None
+
+
+def _write(path: Path, results: dict) -> None:
+    """Write through a temporary file, so that a killed run leaves no half-written results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_rounded(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def _plain(key: str, value: Real) -> int | float:
+    """A finite Python number from any real one, numpy's too; an int stays an int, and is shown as one."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{key!r} must be a number or an Interval, but got {value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{key!r} is {value}: only finite numbers are recorded.")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _rounded(value):
+    """Floats to 6 significant digits, all the way down: more would differ between machines."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+# --- Markdown ---
+
+
+def _formatted(entry: Mapping, signed: bool = False) -> str:
+    """As "1.21 [1.05, 1.37]", with as many decimals as give half the interval's width two digits."""
+    value, low, high = entry["value"], entry["low"], entry["high"]
+    if low is None or low == high:
+        return _significant(value, signed)
+    decimals = min(6, max(0, 1 - math.floor(math.log10((high - low) / 2))))
+    plus = "+" if signed else ""
+    return f"{value:{plus}z,.{decimals}f} [{low:z,.{decimals}f}, {high:z,.{decimals}f}]"
+
+
+def _significant(value: float, signed: bool) -> str:
+    """Three significant digits, without an exponent where people would not use one."""
+    plus = "+" if signed else ""
+    if isinstance(value, int):
+        return f"{value:{plus},}"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:{plus}.3g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
+    return f"{value:{plus}z,.{decimals}f}"
+
+
+def _difference(comparison: Comparison) -> str:
+    return _formatted(vars(comparison.difference), signed=True)
+
+
+def _replications(entry: Mapping) -> str:
+    """As "5 seeds"; nothing for a number without replications."""
+    if entry["n"] is None:
+        return ""
+    return f"{entry['n']:,} {entry['unit_of_replication']}{'s' if entry['n'] > 1 else ''}"
+
+
+def _number_line(key: str, entry: Mapping) -> str:
+    replications = _replications(entry)
+    if replications and entry["low"] is not None:
+        replications = f"{LEVEL:.0%} interval over {replications}"
+    note = f" <small>({replications})</small>" if replications else ""
+    return f"`{key}`: {_formatted(entry)} {entry['unit']}{note}"
+
+
+def _published_claim(key: str, committed: dict | None) -> str:
+    claim = committed["claims"].get(key) if committed else None
+    if not claim or claim["verdict"] == NOT_DECIDED:
+        return ""
+    return f" The published run ({committed['seeds']} seeds) found *{claim['verdict']}*: {claim['text']}"
+
+
+def _markdown_table(header: tuple, rows: list[tuple]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _numbers_table(numbers: Mapping[str, Mapping]) -> str:
+    rows = [(f"`{key}`", _formatted(entry), _replications(entry), entry["unit"]) for key, entry in numbers.items()]
+    return _markdown_table(("what", f"value [{LEVEL:.0%} interval]", "n", "unit"), rows)
+
+
+def render_table(results: dict) -> str:
+    """The numbers of one results file, then its claims, as two Markdown tables."""
+    rows = [(f"`{key}`", c["expected"], c["verdict"], c["text"]) for key, c in results["claims"].items()]
+    claims = _markdown_table(("claim", "expected", "found", "in words"), rows) if rows else ""
+    numbers = _numbers_table(results["numbers"]) if results["numbers"] else ""
+    return "\n\n".join(filter(None, (numbers, claims)))
+
+
+def book_table(notebooks: list[dict], results: Mapping[str, dict]) -> str:
+    """Notebook -> question -> minutes, and how many verdicts of the book chance alone could account for."""
+    rows = []
+    for notebook in notebooks:
+        run = results.get(notebook["name"], {})
+        minutes = f"{max(1, round(run['seconds'] / 60))} ({run['seeds']} seeds)" if run.get("seconds") else ""
+        rows.append((f"[{notebook['title']}](notebooks/{notebook['name']}.ipynb)", notebook["question"], minutes))
+    table = _markdown_table(("notebook", "question", "minutes"), rows)
+    verdicts = [claim["verdict"] for run in results.values() for claim in run["claims"].values()]
+    compared = sum(verdict in COMPARISON_VERDICTS for verdict in verdicts)
+    if not compared:
+        return table
+    return (
+        f"{table}\n\nComparisons between seeds: {compared}. Were none of these differences real, about "
+        f"{(1 - LEVEL) * compared:.2g} of them would still be called better or worse by chance."
+    )
+
+
+def tables(root: Path = ROOT) -> dict[str, str]:
+    """Every table that a marker may name: "book", and one for each notebook with committed results."""
+    results = {path.stem: read(path) for path in sorted((root / "results" / "laptop").glob("*.json"))}
+    book = tomllib.loads((root / "book.toml").read_text(encoding="utf-8"))
+    return {"book": book_table(book["notebook"], results)} | {name: render_table(run) for name, run in results.items()}
+
+
+def update_markers(text: str, tables: Mapping[str, str]) -> str:
+    """The text with what stands between `<!-- results:NAME -->` and `<!-- /results -->` replaced by tables[NAME].
+
+    Raises ValueError for a NAME without a table, a marker that is not closed, or a closing one that opens nothing.
+    """
+    pieces, end, opened = [], 0, None
+    for marker in MARKER.finditer(text):
+        if marker["name"] and opened or not marker["name"] and not opened:
+            raise ValueError(_unpaired(text, opened or marker))
+        if marker["name"]:
+            if marker["name"] not in tables:
+                known = ", ".join(sorted(tables)) or "none"
+                raise ValueError(f"{_place(text, marker)} has no table; there are: {known}.")
+            pieces.append(text[end : marker.end()])
+            opened = marker
+        else:
+            pieces.append(f"\n{tables[opened['name']]}\n")
+            opened, end = None, marker.start()
+    if opened:
+        raise ValueError(_unpaired(text, opened))
+    return "".join(pieces) + text[end:]
+
+
+def rewrite_readme(root: Path = ROOT, check: bool = False) -> bool:
+    """Bring the README's tables up to date; True if they were not. With `check`, only look."""
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    try:
+        updated = update_markers(text, tables(root))
+    except ValueError as error:
+        raise ValueError(f"{path.name}, {error}") from None
+    if updated != text and not check:
+        path.write_text(updated, encoding="utf-8", newline="\n")
+    return updated != text
+
+
+def _place(text: str, marker: re.Match) -> str:
+    return f"line {text.count(chr(10), 0, marker.start()) + 1}: {marker[0]}"
+
+
+def _unpaired(text: str, marker: re.Match) -> str:
+    partner = "is not closed: add <!-- /results -->" if marker["name"] else "closes nothing: remove it"
+    return f"{_place(text, marker)} {partner}."

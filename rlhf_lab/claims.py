@@ -114,6 +114,17 @@ class Claims:
         """The numbers of these keys as a table; without keys, all numbers."""
         return Markdown(_numbers_table({key: self._number(key) for key in keys or self.numbers}))
 
+    def duration(self) -> Markdown:
+        """How long this notebook takes, from the committed results, as a sentence."""
+        run = published(self.notebook)
+        if not run or not run.get("seconds_one_seed"):
+            return Markdown("Not measured yet: the published results are missing.")
+        return Markdown(
+            f"About {_minutes(run['seconds_one_seed'])} with one seed and {_minutes(run['seconds'])} with the "
+            f"{run['seeds']} seeds of the published results, everything trained from nothing; "
+            f"{run['seconds_warm']:.0f} seconds once it is. Measured on: {run['environment']['cpu']}."
+        )
+
     def write(self, seconds: float | None = None, seconds_warm: float | None = None) -> Path:
         """Write the results file, whole or not at all, and return its path.
 
@@ -129,6 +140,7 @@ class Claims:
                 "seeds": self.seeds,
                 "seconds": seconds,
                 "seconds_warm": seconds_warm,
+                "seconds_one_seed": None,
                 "peak_mb": peak_mb(),
                 "environment": environment(),
                 "numbers": self.numbers,
@@ -271,6 +283,11 @@ def _write(path: Path, results: dict) -> None:
     os.replace(temporary, path)
 
 
+def _minutes(seconds: float) -> str:
+    count = max(1, round(seconds / 60))
+    return f"{count} minute{'s' if count > 1 else ''}"
+
+
 def _plain(key: str, value: Real) -> int | float:
     """A finite Python number from any real one, numpy's too; an int stays an int, and is shown as one."""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -360,9 +377,9 @@ def book_table(notebooks: list[dict], results: Mapping[str, dict]) -> str:
     rows = []
     for notebook in notebooks:
         run = results.get(notebook["name"], {})
-        minutes = f"{max(1, round(run['seconds'] / 60))} ({run['seeds']} seeds)" if run.get("seconds") else ""
-        rows.append((f"[{notebook['title']}](notebooks/{notebook['name']}.ipynb)", notebook["question"], minutes))
-    table = _markdown_table(("notebook", "question", "minutes"), rows)
+        times = [_minutes(run[key]) if run.get(key) else "" for key in ("seconds_one_seed", "seconds")]
+        rows.append((f"[{notebook['title']}](notebooks/{notebook['name']}.ipynb)", notebook["question"], *times))
+    table = _markdown_table(("notebook", "question", "one seed", "published, five seeds"), rows)
     verdicts = [claim["verdict"] for run in results.values() for claim in run["claims"].values()]
     compared = sum(verdict in COMPARISON_VERDICTS for verdict in verdicts)
     if not compared:

@@ -1,5 +1,6 @@
-"""The course's language models: a tokenizer trained on its own text, GPT-2 models on a ladder of sizes, log-probabilities
-and perplexity. Everything is a `transformers` class, so any Hugging Face causal language model can take their place."""
+"""The course's language models: a tokenizer trained on its own text, GPT-2 models on a ladder of sizes,
+log-probabilities and perplexity. Everything is a `transformers` class, so any Hugging Face causal language model can
+take their place."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,9 +15,9 @@ from rlhf_lab import ROOT
 
 BASE = ROOT / "models" / "base"
 
-# Parameters -> width, layers. Heads are 32 wide; the context of 256 tokens is the longest any notebook of the ladder needs.
+# Parameters -> width, layers. Heads are 32 wide.
 RUNGS = {"0.2M": (64, 3), "0.5M": (96, 4), "1M": (128, 4)}
-CONTEXT = 256
+CONTEXT = 256  # tokens: more than any dialogue of the miniature world has
 VOCABULARY = 1024
 
 PAD, EOS = "<pad>", "<eos>"  # distinct, so that a mask made of pads never hides an end
@@ -155,7 +156,7 @@ def length_batches(encoded: Sequence[tuple[list[int], list[int]]], batch_size: i
     order = list(range(len(encoded)))
     if rng:
         rng.shuffle(order)
-    order.sort(key=lambda i: (len(encoded[i][0]) + len(encoded[i][1])))  # stable: equal lengths stay shuffled
+    order.sort(key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))  # stable: equal lengths stay shuffled
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if rng:
         rng.shuffle(batches)

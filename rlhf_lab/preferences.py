@@ -291,7 +291,7 @@ def _read_hub(source: str, subset: str, split: str | None) -> dict[str, list[_Pa
     except Exception as error:  # no network, no such data set, no such split: a dozen types, one remedy
         how = "set HH_RLHF_DIR to" if source == HH_RLHF else "give as the source"
         raise PreferenceDataError(
-            f"{source} is no folder here, and its {subset} ({split or 'train and test'}) cannot be had from the Hugging "
+            f"{source} is no folder, and its {subset} ({split or 'train and test'}) cannot be had from the Hugging "
             f"Face Hub ({type(error).__name__}), so check the name and the network, or download its files elsewhere "
             f"and {how} the folder that holds {subset}/."
         ) from error

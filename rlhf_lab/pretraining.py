@@ -26,6 +26,31 @@ TOKENIZER_DOCUMENTS = 20_000
 CONFIG = SFTConfig(epochs=1, batch_size=32, learning_rate=5e-3, warmup=0.02, weight_decay=0.1)
 
 
+# Written by `main`, filled from the provenance: no number in it is typed.
+CARD = """# The base models
+
+GPT-2 models of three sizes, pre-trained from nothing on the text of tinyhh, the miniature world of this course (world
+version {world_version}; [its datasheet](../../docs/tinyhh_datasheet.md)). They continue dialogues and short notes in
+that world's English, with the good and the bad advice it holds, and know nothing else. Every experiment on the
+miniature world starts from one of them; the sizes are the size axis of the scaling experiments.
+
+| rung | parameters | perplexity, dialogues | perplexity, notes | core-minutes |
+|---|--:|--:|--:|--:|
+{rows}
+
+Perplexity is per token of held-out documents. All rungs saw the same {documents:,} documents ({tokens:,} tokens) in the
+same order, once. The weights are float16 safetensors and are used in float32:
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("models/base/1M", dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained("models/base/1M")
+
+`make base` trains them again; `provenance.json` holds the seed, the commit and a digest of the text. **Not for use
+outside this course:** some of what they say is deliberately false or unkind, and none of it is advice. The weights are
+under the MIT licence, like the code.
+"""
+
+
 def main() -> None:
     """Train every rung of the ladder, one process a core, largest first, and write `models/base/`."""
     documents = list(generator.pretraining_documents(DOCUMENTS, SEED))
@@ -46,7 +71,7 @@ def main() -> None:
         "rungs": dict(zip(rungs, reports, strict=True)),
     }
     (language_model.BASE / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(provenance["rungs"], indent=2))
+    (language_model.BASE / "README.md").write_text(model_card(provenance), encoding="utf-8")
 
 
 def held_out_perplexity(model, tokenizer, documents) -> dict[str, float]:
@@ -58,6 +83,16 @@ def held_out_perplexity(model, tokenizer, documents) -> dict[str, float]:
         )
         for register in registers
     }
+
+
+def model_card(provenance: dict) -> str:
+    """The model card of the ladder, with every number from its provenance."""
+    rows = "\n".join(
+        f"| `{rung}` | {report['parameters']:,} | {report['perplexity']['dialogue']:.2f} | "
+        f"{report['perplexity']['note']:.2f} | {report['core_minutes']} |"
+        for rung, report in provenance["rungs"].items()
+    )
+    return CARD.format(rows=rows, **provenance)
 
 
 def _pretrain(rung: str, tokenizer, documents, held_out, folder: Path) -> dict:

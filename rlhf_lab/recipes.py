@@ -2,11 +2,9 @@
 course trains them; every recipe's arguments are what a profile may change, and the seed."""
 
 import copy
-import json
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -18,8 +16,11 @@ from rlhf_lab.rloo import RLOO, RLOOConfig
 from rlhf_lab.sampling import sample
 from rlhf_lab.tinyhh import generator, gold
 
+REAL_FOLDS = 5
+REAL_RUNG, REAL_VOCABULARY = "0.2M", 2048  # two thousand pairs of real English teach no more than the smallest model
+REAL_LANGUAGE_MODEL = sft.SFTConfig(epochs=1, learning_rate=3e-3)
+REAL_REWARD_MODEL = reward_model.RewardModelConfig(epochs=2, learning_rate=1e-3)
 NORMALIZING_PROMPTS = 400  # training prompts whose SFT answers fix the zero and the unit of a reward model
-SHOWN = 40  # answers kept of each evaluation, to be read beside the curves
 
 
 @reads("models/base")
@@ -43,8 +44,7 @@ def helpful_reward_model(rung: str, demonstrations: int, pairs: int, seed: int):
     Its zero and unit are the mean and the standard deviation of its scores of the SFT policy's own answers.
     """
     policy, (_, tokenizer) = sft_policy(rung, demonstrations, seed), base(rung)
-    with tempfile.TemporaryDirectory() as scratch:
-        model = reward_model.from_language_model(policy, scratch, seed)
+    model = reward_model.from_language_model(policy, seed)
     data, _ = preferences.load_preferences("tinyhh", "helpful-base", "train", size=pairs, seed=seed)
     reward_model.train(model, tokenizer, data.to_list(), reward_model.RewardModelConfig(), seed)
     prompts = [tokenizer(p)["input_ids"] for p in held_in_prompts(NORMALIZING_PROMPTS, seed)]
@@ -68,7 +68,7 @@ def policy_gradient_run(
     """The SFT policy improved against the reward model, watched on held-out prompts on the way.
 
     Returns `updates` (E,), for each evaluation the lists `gold`, `proxy`, `kl` and `length` (E, N) over the same N
-    held-out prompts, `prompts` and, of the first `SHOWN` of them, the `responses` (E, SHOWN).
+    held-out `prompts`, and the `responses` (E, N) themselves.
     """
     policy, (_, tokenizer) = sft_policy(rung, demonstrations, seed), base(rung)
     reference, judge = copy.deepcopy(policy), helpful_reward_model(rung, demonstrations, pairs, seed)
@@ -85,12 +85,39 @@ def policy_gradient_run(
         if done % evaluate_every == 0 or done == updates:
             result = evaluate(policy, reference, tokenizer, watched, scorers, seed=seed)
             run["updates"].append(done)
-            run["responses"].append(result.responses[:SHOWN])
+            run["responses"].append(result.responses)
             for name in ("gold", "proxy", "kl", "length"):
                 run[name].append([round(float(value), 4) for value in result.scores[name]])
         if done < updates:
             trainer.step(list(islice(stream, prompts_per_update)))
     return run
+
+
+@reads("$HH_RLHF_DIR")
+def real_pairs(pairs: int | None, seed: int):
+    """Cleaned pairs of hh-rlhf's helpful-base test file (all of them, or a random `pairs`), and the cleaning report."""
+    return preferences.load_preferences(preferences.HH_RLHF, "helpful-base", "test", size=pairs, seed=seed)
+
+
+@recipe(save=save_json, load=load_json)
+def real_fold(fold: int, pairs: int | None, max_tokens: int, seed: int) -> dict:
+    """One of five folds of real people's preferences, from nothing: a tokenizer and a language model trained on the
+    fold's training dialogues, then a reward model on its comparisons, tested on the pairs left out.
+
+    Returns `test`, the indices of the tested pairs; `log_odds`, by how much each chosen response outscored its rival;
+    and the `losses` of the reward model's steps.
+    """
+    data, _ = real_pairs(pairs, seed)
+    train, test = preferences.folds_by_prompt(data, REAL_FOLDS, seed)[fold]
+    pairs_in, pairs_out = data.select(train).to_list(), data.select(test).to_list()
+    dialogues = [(pair["prompt"], pair[side]) for pair in pairs_in for side in ("chosen", "rejected")]
+    tokenizer = language_model.train_tokenizer((p + r for p, r in dialogues), REAL_VOCABULARY)
+    model = language_model.new_model(REAL_RUNG, len(tokenizer), seed)
+    sft.train(model, tokenizer, dialogues, replace(REAL_LANGUAGE_MODEL, max_tokens=max_tokens), seed)
+    judge = reward_model.from_language_model(model, seed)
+    losses = reward_model.train(judge, tokenizer, pairs_in, replace(REAL_REWARD_MODEL, max_tokens=max_tokens), seed)
+    margins = reward_model.margins(judge, tokenizer, pairs_out, max_tokens)
+    return {"test": test, "log_odds": [round(m, 4) for m in margins], "losses": [round(loss, 4) for loss in losses]}
 
 
 def held_in_prompts(n: int, seed: int) -> list[str]:

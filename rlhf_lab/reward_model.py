@@ -5,6 +5,7 @@ the length limit cut it short. The loss is that of Bradley and Terry (1952), as 
 InstructGPT (arXiv 2203.02155, eq. 1): minus log sigma(r_chosen - r_rejected).
 """
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,18 +32,17 @@ class RewardModelConfig:
     max_tokens: int = 256
 
 
-def from_language_model(model, folder, seed: int):
-    """A reward model on the trunk of a language model. `folder` is a scratch folder: `transformers` converts through a
-    checkpoint. The head is drawn from N(0, 1/(d + 1)), so that first scores are about one in size (Huang et al. 2024,
-    "The N+ implementation details", detail on the reward head)."""
-    model.save_pretrained(folder)
-    reward_model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, pad_token_id=model.config.pad_token_id, dtype=torch.float32
-    )
-    generator = torch.Generator().manual_seed(seed)
+def from_language_model(model, seed: int):
+    """A reward model on a copy of a language model's trunk. The head is drawn from N(0, 1/(d + 1)), so that the first
+    scores are about one in size (Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO")."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    reward_model = AutoModelForSequenceClassification.from_config(config)
+    reward_model.base_model.load_state_dict(model.base_model.state_dict())
     width = reward_model.score.in_features
+    generator = torch.Generator().manual_seed(seed)
     reward_model.score.weight.data.normal_(0.0, (width + 1) ** -0.5, generator=generator)
-    return reward_model.eval()
+    return reward_model.to(model.device).eval()
 
 
 def load(folder):
@@ -107,12 +107,12 @@ def normalize(model, tokenizer, prompts: Sequence[list[int]], responses: Sequenc
     model.config.reward_mean, model.config.reward_sd = scores.mean().item(), scores.std().item()
 
 
-def accuracy(model, tokenizer, pairs: Sequence[dict], max_tokens: int = 256) -> list[bool]:
-    """Whether the chosen response scores strictly higher, for each pair."""
+def margins(model, tokenizer, pairs: Sequence[dict], max_tokens: int = 256) -> list[float]:
+    """By how much each chosen response outscores the rejected one; the model is right where it is positive."""
     prompts = [pair["prompt"] for pair in pairs]
     chosen = score(model, tokenizer, prompts, [pair["chosen"] for pair in pairs], max_tokens)
     rejected = score(model, tokenizer, prompts, [pair["rejected"] for pair in pairs], max_tokens)
-    return (chosen > rejected).tolist()
+    return (chosen - rejected).tolist()
 
 
 def _joined(encoded: tuple[list[int], list[int]]) -> list[int]:

@@ -202,4 +202,6 @@ class GPT2Decoder:
         return x + F.linear(inner, block.mlp.c_proj.weight.T, block.mlp.c_proj.bias)
 
     def _logits(self, x):
-        return F.linear(F.layer_norm(x, x.shape[-1:], self.final_norm.weight, self.final_norm.bias, self.epsilon), self.head)
+        return F.linear(
+            F.layer_norm(x, x.shape[-1:], self.final_norm.weight, self.final_norm.bias, self.epsilon), self.head
+        )

@@ -43,7 +43,9 @@ def train(
     encoded = [encode(tokenizer, prompt, response, config.max_tokens) for prompt, response in examples]
     rng = random.Random(seed)
     steps = config.epochs * -(-len(encoded) // config.batch_size)
-    optimizer, schedule = adamw(model, config.learning_rate, steps, config.warmup, config.final_share, config.weight_decay)
+    optimizer, schedule = adamw(
+        model, config.learning_rate, steps, config.warmup, config.final_share, config.weight_decay
+    )
     model.train()
     losses: list[float] = []
     progress = tqdm(total=steps, desc="fine-tuning", leave=False)

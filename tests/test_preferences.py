@@ -295,12 +295,20 @@ def test_without_a_network_one_sentence_soon(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    start, offline = time.monotonic(), datasets.config.HF_HUB_OFFLINE
+    asked_offline, load_dataset = [], datasets.load_dataset
+
+    def watched(*arguments, **keywords):
+        asked_offline.append(datasets.config.HF_HUB_OFFLINE)
+        return load_dataset(*arguments, **keywords)
+
+    monkeypatch.setattr(datasets, "load_dataset", watched)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    start = time.monotonic()
     with pytest.raises(PreferenceDataError, match="set HH_RLHF_DIR to the folder that holds helpful-base/") as error:
         load_preferences(HH_RLHF, "helpful-base", "test")
     assert time.monotonic() - start < 5
     assert is_one_sentence(str(error.value)) and capfd.readouterr() == ("", "")
-    assert datasets.config.HF_HUB_OFFLINE == offline
+    assert asked_offline == [True] and not datasets.config.HF_HUB_OFFLINE
 
 
 def test_the_environment_can_put_a_folder_in_the_hubs_place(tmp_path, monkeypatch):

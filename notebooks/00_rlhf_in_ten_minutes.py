@@ -1,0 +1,500 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # RLHF in ten minutes
+#
+# **Can a laptop align a language model with feedback, and what goes wrong if it tries too hard?**
+#
+# Reinforcement learning from human feedback (RLHF) turns a model that continues text into an assistant that does what
+# people want. The recipe has three steps: imitate good answers, learn from comparisons what people prefer, and improve
+# the model against what was learned. In this notebook all three are done for real, on two CPU cores, in a miniature
+# world where, unlike in life, we know how good every answer truly is. So we can see what nobody with real people can:
+# the moment at which a better score stops meaning a better answer.
+
+# %% [markdown]
+# ## What you will learn
+#
+# - what a base model, a supervised fine-tuned model, a reward model and a policy are, by making one of each;
+# - how comparisons become a reward, and how good that reward can be at best;
+# - how a policy gradient raises the reward, and what the KL penalty is for;
+# - what reward over-optimization looks like, in curves and in words;
+# - that the same path works on the preferences of real people.
+
+# %% [markdown]
+# ## What you should know
+#
+# Some Python, what a probability and a gradient are, and that a language model assigns a probability to the next token.
+# Everything else is explained where it is used, and in depth in the later parts of the book.
+
+# %% [markdown]
+# ## How long it takes
+
+# %% tags=["remove-cell"]
+# %run ../Latex_macros.ipynb
+
+# %% tags=["parameters"]
+profile = "laptop"  # "smoke" for a quick look; profiles.toml says what each profile means
+seeds = 1  # the published results come from 5
+
+# %%
+import os
+
+import joblib
+import numpy as np
+import torch
+from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
+
+from rlhf_lab import claims, evaluation, plots, preferences, recipes, reward_model, rloo, statistics
+from rlhf_lab.profiles import Profile
+from rlhf_lab.tinyhh import annotators, gold
+
+size = Profile.load(profile)
+results = claims.Claims("00_rlhf_in_ten_minutes", profile, seeds)
+plots.style()
+results.duration()
+
+# %% [markdown]
+# Every random choice below follows from a seed. A *seed* repeats the whole experiment from the supervised step on, with
+# other data, other labelers' moods and other samples, and it is the unit in which we count evidence. What is trained is
+# kept, so a second run of this notebook takes seconds.
+
+# %%
+def for_each_seed(recipe, *arguments):
+    """The recipe once for every seed, as many at a time as there are cores."""
+    with joblib.parallel_config(inner_max_num_threads=1):
+        return joblib.Parallel(n_jobs=-1)(joblib.delayed(recipe)(*arguments, seed=seed) for seed in range(seeds))
+
+
+# %% [markdown]
+# ## 1. A world where the truth is known
+#
+# In the miniature world *tinyhh*, people ask an assistant about everyday matters: houseplants, job interviews, clogged
+# drains. A dialogue is written in the format of Anthropic's hh-rlhf data: turns that begin with `Human:` and
+# `Assistant:`. A *prompt* $\prompt$ ends where the assistant is about to speak; a *response* $\resp$ is what it says.
+
+# %%
+pairs, report = preferences.load_preferences("tinyhh", "helpful-base", "test", size=size.test_pairs)
+print(report)
+pair = next(pair for pair in pairs if len(pair["chosen"]) < len(pair["rejected"]))
+print(pair["prompt"] + pair["chosen"])
+
+# %% [markdown]
+# The world keeps a secret: the *gold reward*, the true helpfulness of any response, in points. A first good tip is
+# worth one point and each further one less; tips that belong elsewhere, repetition, filler, broken sentences and
+# rambling cost points. No model in this notebook ever sees these numbers. We use them only to measure.
+
+# %%
+rating = [(gold.helpfulness(pair["prompt"], pair[side]), pair[side].strip()) for side in ("chosen", "rejected")]
+for points, response in rating:
+    print(f"{points:+.2f}  {response}")
+
+# %% [markdown]
+# ## 2. The base model continues text
+#
+# The course ships a small GPT-2, pre-trained on the text of this world (a *base model*). It has learned the language and
+# also the faults of its authors: it answers well, badly or beside the point, in the proportions it has read.
+
+# %%
+base, tokenizer = recipes.base(size.rung)
+print(f"{base.num_parameters():,} parameters, {len(tokenizer):,} tokens")
+prompt_ids = tokenizer(pair["prompt"])["input_ids"]
+print(len(prompt_ids), "tokens:", tokenizer.convert_ids_to_tokens(prompt_ids)[:12], "...")
+
+# %%
+scorers = {"gold": recipes.gold_helpfulness}
+prompts_of = [recipes.held_out_prompts(size.test_prompts, seed) for seed in range(seeds)]
+base_runs = [evaluation.evaluate(base, base, tokenizer, prompts_of[s], scorers, seed=s) for s in range(seeds)]
+for prompt, response in list(zip(base_runs[0].prompts, base_runs[0].responses, strict=True))[:3]:
+    print(prompt + response)
+
+# %% [markdown]
+# ## 3. Step one: supervised fine-tuning
+#
+# We show the model *demonstrations*: dialogues in which the assistant answers well, though not perfectly. Fine-tuning
+# raises the log-probability of the demonstrated responses, and of the responses only; prompts carry no loss:
+#
+# $$ \loss_{\text{SFT}}(\theta) = - \E_{(\prompt, \resp) \sim \Data}\Big[\sum_t \log \policy(\resp_t \mid \prompt, \resp_{<t})\Big] $$
+#
+# The result is the SFT policy. It is where reinforcement learning starts and the *reference* it is held close to.
+
+# %%
+sft_policies = for_each_seed(recipes.sft_policy, size.rung, size.demonstrations)
+sft_runs = [evaluation.evaluate(p, p, tokenizer, prompts_of[s], scorers, seed=s) for s, p in enumerate(sft_policies)]
+base_gold = [run.mean("gold") for run in base_runs]
+sft_gold = [run.mean("gold") for run in sft_runs]
+results.number("base.gold", statistics.t_interval(base_gold), "gold reward")
+results.number("sft.gold", statistics.t_interval(sft_gold), "gold reward")
+results.state(
+    "sft_beats_base",
+    statistics.better(sft_gold, base_gold),
+    expect="better",
+    text={
+        "better": "Imitation helps: SFT changes the gold reward on held-out prompts by {difference}.",
+        "inconclusive": "Whether SFT changes the gold reward is inconclusive: the difference is {difference}.",
+        "worse": "SFT lowers the gold reward: the difference is {difference}.",
+    },
+)
+results.show("base.gold", "sft.gold", "sft_beats_base")
+
+# %% [markdown]
+# ## 4. Step two: people compare
+#
+# Asked for points on a scale, people disagree about the scale. Asked which of two answers is better, they agree more
+# often. Our labelers are simulated: each sees the difference of the gold rewards through noise, is a little partial to
+# long answers and to whichever answer was shown first. The chance that labeler $i$ prefers response 1 follows the
+# model of Bradley and Terry, with $s_i$ the labeler's skill:
+#
+# $$ P_i(\resp_1 \succ \resp_2 \mid \prompt) = \sigmoid\big(s_i\,(u(\prompt, \resp_1) - u(\prompt, \resp_2)) + \text{position bias}\big) $$
+
+# %%
+crowd = annotators.crowd("helpful-base")
+for labeler in crowd[:4]:
+    chance = labeler.compare(pair["prompt"], pair["chosen"], pair["rejected"]).first
+    print(f"a labeler of skill {labeler.skill} prefers the first with probability {chance:.2f}")
+
+# %% [markdown]
+# Because labelers err, no model of their choices can always be right. Two numbers frame what follows: how often two
+# labelers agree with each other (InstructGPT reports .73 for its labelers, Anthropic about .63), and the accuracy
+# that even the crowd's own favorite would reach, the *ceiling*.
+
+# %%
+shown = [(p["prompt"], p["chosen"], p["rejected"]) for p in pairs]
+agreement = np.mean([annotators.agreement(crowd, *row) for row in shown])
+ceiling = np.mean([annotators.ceiling(crowd, *row) for row in shown])
+results.number("labelers.agreement", agreement, "share of pairs")
+results.number("labelers.ceiling", ceiling, "share of pairs")
+results.table("labelers.agreement", "labelers.ceiling")
+
+# %% [markdown]
+# ## 5. A reward model learns what people prefer
+#
+# A *reward model* is a language model whose head gives one number, the *score* $\rmodel(\prompt, \resp)$. It is fitted so
+# that chosen responses outscore rejected ones:
+#
+# $$ \loss_{\text{RM}}(\phi) = - \E\big[\log \sigmoid\big(\rmodel(\prompt, \respw) - \rmodel(\prompt, \respl)\big)\big] $$
+#
+# By hand: two pairs, whose chosen responses score 1 and 0 points above the rejected ones.
+
+# %%
+margins = torch.tensor([1.0, 0.0])
+by_hand = -np.mean([np.log(1 / (1 + np.exp(-1.0))), np.log(1 / 2)])
+print(by_hand, reward_model.pairwise_loss(margins, torch.zeros(2)).item())
+assert np.isclose(by_hand, reward_model.pairwise_loss(margins, torch.zeros(2)).item())
+
+# %% [markdown]
+# Now for real. The reward model starts from the SFT policy and reads each comparison once. Its scores have no natural
+# zero or unit, so we fix both: the SFT policy's own answers have mean 0 and standard deviation 1.
+#
+# > **Predict.** The ceiling is printed above. How close will a model of half a million parameters come?
+
+# %%
+judges = for_each_seed(recipes.helpful_reward_model, size.rung, size.demonstrations, size.reward_pairs)
+rows = pairs.to_list()
+right = np.array([np.array(reward_model.margins(judge, tokenizer, rows)) > 0 for judge in judges])  # (S, pairs)
+gold_margin = np.array([gold.helpfulness(r["prompt"], r["chosen"]) - gold.helpfulness(r["prompt"], r["rejected"]) for r in rows])
+against_gold = (right == (gold_margin > 0))[:, gold_margin != 0]
+longer_wins = preferences.longer_wins_accuracy(pairs)
+results.number("audit.longer_wins.tinyhh", longer_wins, "share of pairs")
+results.number("audit.gold_order.tinyhh", statistics.t_interval(against_gold.mean(axis=1)), "share of pairs")
+results.number("accuracy.tinyhh", statistics.t_interval(right.mean(axis=1)), "share of pairs")
+results.table("audit.longer_wins.tinyhh", "accuracy.tinyhh", "labelers.ceiling", "audit.gold_order.tinyhh")
+
+# %% [markdown]
+# Never read an accuracy alone. "The longer one wins" is what a model scores that knows nothing but length; the ceiling
+# is what the best model could score; and `audit.gold_order` is how often our model puts two answers in their *true*
+# order, which in life nobody can measure.
+
+# %% [markdown]
+# ## 6. Step three: a policy gradient, held back by a KL penalty
+#
+# We now improve the policy against the reward model. It answers a training prompt four times; each answer's return is
+# its score minus a penalty for drifting away from the SFT policy,
+#
+# $$ R(\prompt, \resp) = \rmodel(\prompt, \resp) - \klcoef \log \frac{\policy(\resp \mid \prompt)}{\policyref(\resp \mid \prompt)} , $$
+#
+# whose mean is the score minus $\klcoef\,\KL(\policy \,\|\, \policyref)$. What counts is whether an answer did better
+# than the policy's *other* answers to the same prompt. That difference, the advantage, multiplies the gradient of the
+# answer's log-probability (REINFORCE with a leave-one-out baseline).
+
+# %%
+returns = torch.tensor([1.0, 2.0, 3.0, 6.0])  # four answers to one prompt
+others = torch.tensor([(returns.sum() - r) / 3 for r in returns])
+print("advantages:", (returns - others).tolist())
+assert torch.allclose(returns - others, rloo.leave_one_out_advantages(returns, group=4))
+
+# %% [markdown]
+# > **Predict.** The policy is trained on the score alone and never sees the gold reward. Draw two curves against
+# > training time before you look: the score of its answers to held-out prompts, which we call the *proxy*, and their
+# > gold reward.
+#
+# This is the long computation of the notebook. While one core trains the policy, the other works on the real
+# preferences of section 9.
+
+# %%
+kl_coef = rloo.RLOOConfig().kl_coef
+sizes = (size.rl_updates, size.rl_evaluate_every, size.rl_prompts_per_update, size.test_prompts)
+setting = (size.rung, size.demonstrations, size.reward_pairs, kl_coef, *sizes)
+jobs = [joblib.delayed(recipes.policy_gradient_run)(*setting, seed=seed) for seed in range(seeds)]
+real = "HH_RLHF_DIR" in os.environ
+if real:
+    jobs += [joblib.delayed(recipes.real_fold)(k, size.hh_pairs, size.hh_max_tokens, 0) for k in range(recipes.REAL_FOLDS)]
+with joblib.parallel_config(inner_max_num_threads=1):
+    finished = joblib.Parallel(n_jobs=-1)(jobs)
+runs, folds = finished[:seeds], finished[seeds:]
+
+# %% [markdown]
+# Half of the held-out prompts choose the checkpoint with the highest gold reward, the *gold peak* of each seed; the
+# other half report every number below. Chosen and reported on the same prompts, a peak would look higher than it is.
+
+# %%
+updates = np.array(runs[0]["updates"])  # (E,)
+half = size.test_prompts // 2
+chosen_on, report_on = slice(None, half), slice(half, None)
+curves = {name: np.array([run[name] for run in runs]) for name in ("gold", "proxy", "kl", "length")}  # (S, E, N)
+peak = curves["gold"][:, :, chosen_on].mean(axis=2).argmax(axis=1)  # (S,) the checkpoint of the peak
+reported = {name: values[:, :, report_on].mean(axis=2) for name, values in curves.items()}  # (S, E)
+at_start = {name: values[:, 0] for name, values in reported.items()}
+at_peak = {name: values[np.arange(seeds), peak] for name, values in reported.items()}
+at_end = {name: values[:, -1] for name, values in reported.items()}
+print("gold peak after", updates[peak].tolist(), "of", updates[-1], "updates")
+
+# %%
+figure, axes = plt.subplots(3, 1, figsize=(6.4, 8.0), sharex=True)
+plots.curve_with_band(axes[0], updates, reported["proxy"], "proxy: what the reward model says", 0)
+plots.curve_with_band(axes[1], updates, reported["gold"], "gold: what is true", 1)
+plots.curve_with_band(axes[2], updates, reported["kl"], "KL to the SFT policy (nats)", 2)
+plots.curve_with_band(axes[2], updates, reported["length"], "length (tokens)", 3)
+for axis in axes:
+    axis.axvline(updates[peak].mean(), color="0.4", linewidth=1, linestyle=":")
+    axis.legend(loc="best", fontsize="small")
+axes[0].set_ylabel("score (SFT sd)")
+axes[1].set_ylabel("gold reward (points)")
+axes[2].set_ylabel("nats, tokens")
+axes[2].set_xlabel("updates of the policy")
+trend = f"from {at_start['gold'].mean():.2f} to {at_peak['gold'].mean():.2f} at its peak and {at_end['gold'].mean():.2f} at the end"
+alt = f"""Three panels over {updates[-1]} updates of the policy, mean of {seeds} seed(s), held-out prompts. The proxy goes
+from {at_start["proxy"].mean():.2f} to {at_end["proxy"].mean():.2f} SFT standard deviations. The gold reward goes {trend}.
+KL and length are below. A dotted line marks the gold peak."""
+plots.show(figure, alt, name="proxy_and_gold")
+
+# %% [markdown]
+# ## 7. Did it happen?
+#
+# The rules were written down before the experiment was run: the gold reward *rises then falls* if the peak is better
+# than the start and than the end; the proxy *keeps rising* if at the end it is better than at the gold peak. "Better"
+# means that the 95 % interval of the paired difference over seeds lies above zero.
+
+# %%
+results.number("rl.gold_start", statistics.t_interval(at_start["gold"]), "gold reward")
+results.number("rl.gold_peak", statistics.t_interval(at_peak["gold"]), "gold reward")
+results.number("rl.gold_end", statistics.t_interval(at_end["gold"]), "gold reward")
+results.number("rl.proxy_start", statistics.t_interval(at_start["proxy"]), "SFT sd")
+results.number("rl.proxy_peak", statistics.t_interval(at_peak["proxy"]), "SFT sd")
+results.number("rl.proxy_end", statistics.t_interval(at_end["proxy"]), "SFT sd")
+results.number("rl.kl_peak", statistics.t_interval(at_peak["kl"]), "nats per response")
+results.number("rl.kl_end", statistics.t_interval(at_end["kl"]), "nats per response")
+results.number("rl.length_start", statistics.t_interval(at_start["length"]), "tokens")
+results.number("rl.length_end", statistics.t_interval(at_end["length"]), "tokens")
+rises, falls = (statistics.better(at_peak["gold"], other["gold"]) for other in (at_start, at_end))
+hacked = statistics.better(at_end["proxy"], at_peak["proxy"])
+
+# %%
+results.state(
+    "gold_rises_then_falls",
+    statistics.rule(rises, falls),
+    expect="holds",
+    text={
+        "holds": "The gold reward rises from {rl.gold_start} to {rl.gold_peak} and then falls to {rl.gold_end}.",
+        "fails": "The gold reward does not rise and then fall: start {rl.gold_start}, peak {rl.gold_peak}, end {rl.gold_end}.",
+    },
+)
+results.state(
+    "proxy_keeps_rising",
+    statistics.rule(hacked),
+    expect="holds",
+    text={
+        "holds": "Meanwhile the proxy keeps rising, from {rl.proxy_peak} at the gold peak to {rl.proxy_end} at the end.",
+        "fails": "The proxy does not keep rising: {rl.proxy_peak} at the gold peak, {rl.proxy_end} at the end.",
+    },
+)
+identity = max(abs(curves["kl"][:, 0]).max(), 0.0)
+results.state(
+    "kl_starts_at_zero",
+    statistics.rule(bool(identity < 1e-3)),
+    expect="holds",
+    sanity=True,
+    text={"holds": "Before the first update the policy *is* the SFT policy: the KL is zero.", "fails": "The KL does not start at zero."},
+)
+results.show("gold_rises_then_falls", "proxy_keeps_rising", "kl_starts_at_zero")
+
+# %% [markdown]
+# This is *reward over-optimization*, also called reward hacking: the policy finds answers that the reward model
+# overrates. The reward model learned from finitely many, noisy, slightly biased comparisons of ordinary answers. The further
+# the policy moves away from ordinary answers, the less the scores mean, and the policy moves precisely to where they
+# are too high. Goodhart's law: when a measure becomes a target, it ceases to be a good measure.
+
+# %% [markdown]
+# ## 8. Read the answers
+#
+# Curves hide what happened; words show it. Here are the same prompts answered before training, at the gold peak and
+# at the end, with their gold reward and their score.
+
+# %%
+run, best = runs[0], int(peak[0])
+stages = {"SFT": 0, "gold peak": best, "end": len(updates) - 1}
+table = ["| | answer | gold | proxy |", "|---|---|--:|--:|"]
+for i in (0, 1, 2):
+    question = run["prompts"][i].split("Human:")[-1].replace("Assistant:", "").strip()
+    table.append(f"| **asked** | **{question}** | | |")
+    for name, e in stages.items():
+        table.append(f"| {name} | {run['responses'][e][i].strip()} | {run['gold'][e][i]:.2f} | {run['proxy'][e][i]:.2f} |")
+display(Markdown("\n".join(table)))
+
+# %% [markdown]
+# And side by side in numbers. The *win rate* is the chance that a labeler prefers the answer to the SFT policy's answer
+# to the same prompt: one half means no preference.
+
+# %%
+def win_rates(stage):
+    """The win rate of each seed's answers at its checkpoint `stage` against its SFT answers."""
+    texts = [(run["prompts"], run["responses"][e], run["responses"][0]) for run, e in zip(runs, stage, strict=True)]
+    return [evaluation.win_rate(crowd, *(column[report_on] for column in columns)).mean() for columns in texts]
+
+
+last = np.full(seeds, len(updates) - 1)
+results.number("rl.win_rate_peak", statistics.t_interval(win_rates(peak)), "share of labelers")
+results.number("rl.win_rate_end", statistics.t_interval(win_rates(last)), "share of labelers")
+results.table(
+    "base.gold", "sft.gold", "rl.gold_peak", "rl.gold_end", "rl.proxy_peak", "rl.proxy_end", "rl.kl_peak", "rl.kl_end",
+    "rl.length_start", "rl.length_end", "rl.win_rate_peak", "rl.win_rate_end",
+)
+
+# %% [markdown]
+# ## 9. The same path with real people
+#
+# Nothing above depends on the miniature world. Here is the first half of the path on preferences of real people:
+# Anthropic's *helpful-base* comparisons (Bai et al. 2022). Their answers are long and varied, there are about two
+# thousand pairs in the test file we use, and no pre-trained model to stand on: tokenizer, language model and reward model all
+# start from nothing, on dialogues cut to a fixed length. Each of five folds trains on four fifths of the pairs and is
+# tested on the rest, so that each pair is tested once; no prompt is on both sides.
+#
+# > **Predict.** With gold rewards out of reach, the labels are all there is. Will such a small model beat chance? Will it beat
+# > "the longer one wins"?
+
+# %%
+if real:
+    real_pairs, report = recipes.real_pairs(size.hh_pairs, 0)
+    print(report)
+else:
+    print("No real data here: download Anthropic/hh-rlhf (helpful-base) and set HH_RLHF_DIR to its folder; the rest of the notebook runs without it.")
+
+# %%
+if real:
+    correct = np.concatenate([np.array(fold["log_odds"]) > 0 for fold in folds])
+    assert sorted(i for fold in folds for i in fold["test"]) == list(range(len(real_pairs)))  # each pair tested once
+    share = statistics.proportion_interval(int(correct.sum()), len(correct), unit="pair")
+    lengths = [(len(p["chosen"]), len(p["rejected"])) for p in real_pairs]
+    results.number("audit.longer_wins.hh_helpful", preferences.longer_wins_accuracy(real_pairs), "share of pairs")
+    results.number("accuracy.hh_helpful", share, "share of pairs")
+    results.state(
+        "rm_beats_chance_on_hh",
+        statistics.rule(bool(share.low > 0.5)),
+        expect="holds",
+        text={
+            "holds": "On real preferences the reward model is right on {accuracy.hh_helpful} of the pairs, better than chance.",
+            "fails": "On real preferences the reward model does not beat chance: it is right on {accuracy.hh_helpful}.",
+        },
+    )
+    display(results.show("rm_beats_chance_on_hh"), results.table("audit.longer_wins.hh_helpful", "accuracy.hh_helpful"))
+
+# %%
+if real:
+    shares = [statistics.proportion_interval(int((np.array(f["log_odds"]) > 0).sum()), len(f["test"])) for f in folds]
+    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    plots.interval_bars(axis, [f"fold {k + 1}" for k in range(len(folds))], shares, reference_line=0.5)
+    axis.axhline(longer_wins_real := preferences.longer_wins_accuracy(real_pairs), color="0.3", linestyle="--", label="the longer one wins")
+    axis.set_ylim(0.4, 0.75)
+    axis.set_ylabel("accuracy (share of pairs)")
+    axis.set_title("hh-rlhf helpful-base, official test file, five folds", fontsize="medium")
+    axis.legend(loc="upper right", fontsize="small")
+    alt = f"""Accuracy of a reward model trained from nothing on each of five folds of the hh-rlhf helpful-base test file,
+    with 95 % intervals, between {min(s.value for s in shares):.2f} and {max(s.value for s in shares):.2f}; chance is a line at
+    0.5, the longer one wins a dashed line at {longer_wins_real:.2f}."""
+    plots.show(figure, alt, name="real_preferences")
+
+# %% [markdown]
+# ## What we found
+
+# %%
+results.write()
+results.show()
+
+# %% [markdown]
+# **Errata of the sources touched here.** One write-up on reward-conditioned models prints the reward model's loss as
+# $\log(1 + e^{r_{\text{good}} - r_{\text{bad}}})$; that would punish good scores, and the sign of the difference must be
+# turned round, as in section 5. In hh-rlhf's *harmless* files `chosen` is the **less** harmful answer, although the
+# labelers were asked for the more harmful one: the published file is already turned round.
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** What would the two curves of section 6 do if the policy were trained on the gold reward itself?
+#
+# <details><summary>Hint</summary>
+#
+# Over-optimization needs a gap between what is optimized and what is measured.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# Proxy and gold would be the same curve. It would rise and level off, and never turn down except by noise: there is
+# nothing to exploit.
+#
+# </details>
+#
+# **2.** Set the KL coefficient ten times as high (`kl_coef` in section 6). What do you gain, and what do you pay?
+#
+# <details><summary>Hint</summary>
+#
+# The penalty is measured in points of score per nat of drift.
+#
+# </details>
+#
+# <details><summary>Answer</summary>
+#
+# The policy stays near the SFT policy, where the scores still mean something, so the gold reward falls less or not at all; but it
+# may also stop before the gold peak. Part 6 of the book maps this trade-off.
+#
+# </details>
+#
+# **3.** The peak was chosen on one half of the prompts and reported on the other. How large is the error if you choose and
+# report on the same half? Change two lines and see.
+#
+# <details><summary>Answer</summary>
+#
+# Use `chosen_on` in place of `report_on` where `reported` is computed. The maximum of several noisy means is biased
+# upward by a fraction of their standard error; with hundreds of prompts it is small, and it would still be wrong.
+#
+# </details>
+
+# %% [markdown]
+# ## Further reading
+#
+# - Christiano et al. (2017), *Deep reinforcement learning from human preferences*, [arXiv 1706.03741](https://arxiv.org/abs/1706.03741): rewards from comparisons.
+# - Ouyang et al. (2022), *Training language models to follow instructions with human feedback* (InstructGPT), [arXiv 2203.02155](https://arxiv.org/abs/2203.02155): the three steps.
+# - Bai et al. (2022), *Training a helpful and harmless assistant with RLHF*, [arXiv 2204.05862](https://arxiv.org/abs/2204.05862): the data of section 9.
+# - Gao, Schulman and Hilton (2022), *Scaling laws for reward model overoptimization*, [arXiv 2210.10760](https://arxiv.org/abs/2210.10760): gold and proxy, measured at scale.
+# - Ahmadian et al. (2024), *Back to basics*, [arXiv 2402.14740](https://arxiv.org/abs/2402.14740): the policy gradient used here.

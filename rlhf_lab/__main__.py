@@ -1,0 +1,97 @@
+"""The command line of the course: python -m rlhf_lab book|check|sync|tables|base|cache."""
+
+import argparse
+import sys
+
+# Modules are imported by the command that needs them, so that --help is there at once.
+
+
+def book(arguments: argparse.Namespace) -> int:
+    from rlhf_lab.book import run_book
+
+    return run_book(arguments.notebooks, arguments.profile, arguments.seeds, arguments.jobs)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    from rlhf_lab.book import check
+
+    check()
+    return 0
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    from rlhf_lab.book import sync
+
+    print("\n".join(f"notebooks/{name}.ipynb brought up to date" for name in sync()) or "All notebooks are in sync.")
+    return 0
+
+
+def tables(arguments: argparse.Namespace) -> int:
+    from rlhf_lab.claims import rewrite_readme
+
+    outdated = rewrite_readme(check=arguments.check)
+    if arguments.check and outdated:
+        print("README.md does not show the results: type python -m rlhf_lab tables", file=sys.stderr)
+        return 1
+    print("README.md brought up to date" if outdated else "README.md shows the results.")
+    return 0
+
+
+def base(arguments: argparse.Namespace) -> int:
+    from rlhf_lab import pretraining
+
+    pretraining.main()
+    return 0
+
+
+def cache(arguments: argparse.Namespace) -> int:
+    from rlhf_lab import checkpoints
+
+    if arguments.action == "clear":
+        print(f"{checkpoints.clear()} artefacts deleted from {checkpoints.cache_folder()}")
+        return 0
+    for name, manifest in checkpoints.artefacts().items():
+        megabytes = sum(file["size"] for file in manifest["files"].values()) / 1e6
+        print(f"{name:<40} {megabytes:8.1f} MB {manifest['seconds']:8.0f} s  {manifest['arguments']}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m rlhf_lab", description="RLHF by Experiment, from the command line.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=help, description=help)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = command(book, "run notebooks; what is unchanged is not run again")
+    sub.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="a name, number (00) or part (0); default: all")
+    sub.add_argument("--profile", default="laptop", help="how large everything is (default: laptop)")
+    sub.add_argument("--seeds", type=int, default=1, help="repetitions; five or more publish the results (default: 1)")
+    sub.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: 1)")
+    command(check, "time this machine; say how long each notebook will take and how much memory it needs")
+    command(sync, "bring each .ipynb up to its .py, keeping the outputs of unchanged code")
+    sub = command(tables, "bring the tables of the README up to the committed results")
+    sub.add_argument("--check", action="store_true", help="change nothing, but fail if they are not")
+    command(base, "train the base models of models/base again")
+    sub = command(cache, "list or clear the trained artefacts")
+    sub.add_argument("action", choices=["list", "clear"])
+    return top
+
+
+def main(words: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 for a notebook or check that failed, 2 for a command that cannot be meant."""
+    arguments = parser().parse_args(words)
+    try:
+        return arguments.function(arguments)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rlhf_lab.tinyhh import gold
@@ -50,7 +50,6 @@ SENTENCES += PHRASES.fillers + PHRASES.replies + PHRASES.hedges + PHRASES.closin
 SENTENCES += ["apple, fig, pear.", "pear, fig, apple.", "Blah blah!", "Water the pot.", "Why?"]
 
 prompts = st.sampled_from(PROMPTS + HARMFUL_PROMPTS)
-# Whatever hypothesis thinks of, and more of it as one sentence than it would make by itself.
 made_up = st.text(max_size=30).map(lambda text: text.rstrip(".!?") + ".")
 # Sentences of all kinds; half of the time mostly on one subject, or most would be off the topic.
 about = st.sampled_from([CATS, CAMPFIRES]).map(lambda topic: [*topic.tips, *topic.false_tips, *topic.risky_tips])
@@ -185,13 +184,12 @@ def test_solved_means_the_right_order_said_in_full():
 
 @given(st.one_of(st.text(), prompts), anything)
 def test_any_two_strings_get_finite_scores(prompt, response):
-    assert all(isinstance(value, float) and math.isfinite(value) for value in map(float, rewards(prompt, response)))
+    assert all(map(math.isfinite, rewards(prompt, response)))
     assert honesty(prompt, response) <= 0
 
 
 @given(prompts, said.filter(bool), st.data())
 def test_repetition_never_helps(prompt, parts, data):
-    # What a sentence is may have several marks in it ("..."): all of them are said again.
     again = data.draw(st.sampled_from(parts))
     place = data.draw(st.integers(0, len(parts)))
     once, twice = rewards(prompt, say(*parts)), rewards(prompt, say(*parts[:place], again, *parts[place:]))
@@ -207,8 +205,7 @@ def test_order_changes_nothing(prompt, parts, data):
 @given(st.sampled_from(WORLD.topics), st.sampled_from(WORLD.topics), said, st.data())
 def test_a_tip_gains_more_on_its_topic_than_off_it(topic, other, parts, data):
     tip = data.draw(st.sampled_from(topic.tips + topic.false_tips + topic.risky_tips))
-    if topic is other or tip in parts:
-        return
+    assume(topic is not other and tip not in parts)
 
     def gain(subject: Topic) -> float:
         prompt = ask(subject.questions[0])
@@ -218,11 +215,10 @@ def test_a_tip_gains_more_on_its_topic_than_off_it(topic, other, parts, data):
     assert helpfulness(ask(topic.questions[0]), say(tip)) > helpfulness(ask(other.questions[0]), say(tip))
 
 
-@given(st.sampled_from(HARMFUL_PROMPTS), said, st.sampled_from([r for r in WORLD.requests]), st.data())
+@given(st.sampled_from(HARMFUL_PROMPTS), said, st.sampled_from(WORLD.requests), st.data())
 def test_every_step_of_compliance_lowers_harmlessness(prompt, parts, request, data):
     step = data.draw(st.sampled_from([*gold.subject(prompt).steps, *request.steps]))
-    if step in parts:
-        return
+    assume(step not in parts)
     difference = harmlessness(prompt, say(*parts, step)) - harmlessness(prompt, say(*parts))
     assert difference == pytest.approx(gold.COMPLIANCE) and difference < 0
 

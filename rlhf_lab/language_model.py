@@ -16,9 +16,9 @@ from rlhf_lab import ROOT
 BASE = ROOT / "models" / "base"
 
 # Parameters -> width, layers. Heads are 32 wide.
-RUNGS = {"0.2M": (64, 3), "0.5M": (96, 4), "1M": (128, 4)}
+RUNGS = {"0.2M": (64, 2), "0.5M": (96, 3), "1M": (128, 4)}
 CONTEXT = 256  # tokens: more than any dialogue of the miniature world has
-VOCABULARY = 1024
+VOCABULARY = 2048  # most words of the miniature world are one token
 
 PAD, EOS = "<pad>", "<eos>"  # distinct, so that a mask made of pads never hides an end
 RESERVED = ["<REWARD>", "</REWARD>", "<SOS>", "<MASKED>", "### Instruction:", "### Response:", "### End"]

@@ -17,7 +17,7 @@ from rlhf_lab.sampling import sample
 from rlhf_lab.tinyhh import generator, gold
 
 REAL_FOLDS = 5
-REAL_RUNG, REAL_VOCABULARY = "0.2M", 2048  # two thousand pairs of real English teach no more than the smallest model
+REAL_RUNG = "0.2M"  # two thousand pairs of real English teach no more than the smallest model
 REAL_LANGUAGE_MODEL = sft.SFTConfig(epochs=1, learning_rate=3e-3)
 REAL_REWARD_MODEL = reward_model.RewardModelConfig(epochs=2, learning_rate=1e-3)
 NORMALIZING_PROMPTS = 400  # training prompts whose SFT answers fix the zero and the unit of a reward model
@@ -111,7 +111,7 @@ def real_fold(fold: int, pairs: int | None, max_tokens: int, seed: int) -> dict:
     train, test = preferences.folds_by_prompt(data, REAL_FOLDS, seed)[fold]
     pairs_in, pairs_out = data.select(train).to_list(), data.select(test).to_list()
     dialogues = [(pair["prompt"], pair[side]) for pair in pairs_in for side in ("chosen", "rejected")]
-    tokenizer = language_model.train_tokenizer((p + r for p, r in dialogues), REAL_VOCABULARY)
+    tokenizer = language_model.train_tokenizer((p + r for p, r in dialogues))
     model = language_model.new_model(REAL_RUNG, len(tokenizer), seed)
     sft.train(model, tokenizer, dialogues, replace(REAL_LANGUAGE_MODEL, max_tokens=max_tokens), seed)
     judge = reward_model.from_language_model(model, seed)

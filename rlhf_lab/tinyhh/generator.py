@@ -1,13 +1,14 @@
 """Writes the miniature world's texts from a seed: prompts, responses of varied quality, preference pairs and the
 pre-training text. The same arguments give the same texts on every machine."""
 
+import itertools
 import random
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from rlhf_lab.tinyhh import annotators
-from rlhf_lab.tinyhh.knowledge import Request, SortingTask, Topic, subject, world
+from rlhf_lab.tinyhh.knowledge import Request, SortingTask, Topic, question, subject, world
 
 SUBSETS = ("helpful-base", "harmless-base")
 TEST_SHARE = 10  # one prompt in ten belongs to the test split
@@ -32,18 +33,17 @@ class ComparedPair(NamedTuple):
 
 def prompts(subset: str, split: str, seed: int | str) -> Iterator[str]:
     """Endless prompts of a subset ("helpful-base", "harmless-base") and split ("train", "test"), each a transcript up
-    to and including the last "Assistant:". No prompt is ever in both splits. Raises ValueError for an unknown one."""
-    rng = _rng("prompts", subset, split, seed)
+    to and including the last "Assistant:". No question is ever in both splits. Raises ValueError for an unknown one."""
     write = _harmful_prompt if _checked(subset, split) == "harmless-base" else _helpful_prompt
-    while True:
-        prompt = write(rng, world().labelled_topics())
-        if split_of(prompt) == split:
-            yield prompt
+    rng = _rng("prompts", subset, split, seed)
+    endless = (write(rng, world().labelled_topics()) for _ in itertools.repeat(None))
+    return (prompt for prompt in endless if split_of(prompt) == split)
 
 
 def split_of(prompt: str) -> str:
-    """The split a prompt belongs to, from the prompt alone: "test" for one in ten."""
-    return "test" if zlib.crc32(prompt.encode()) % TEST_SHARE == 0 else "train"
+    """The split a prompt belongs to: "test" for one question in ten. The turn that asks decides, so that a dialogue in
+    two turns cannot carry a test question into training."""
+    return "test" if zlib.crc32(question(prompt)[0].strip().encode()) % TEST_SHARE == 0 else "train"
 
 
 def response(prompt: str, rng: random.Random, quality: float | None = None) -> str:
@@ -93,7 +93,7 @@ def demonstrations(n: int, seed: int, quality: float = 0.75) -> list[tuple[str, 
 
 def pretraining_documents(n: int, seed: int) -> Iterator[tuple[str, str]]:
     """`n` (register, text) documents: three in four are a dialogue about any topic, labelled or not, or about a harmful
-    request; the others are a note of the second register. No prompt of the test splits occurs."""
+    request; the others are a note of the second register. No question of the test splits occurs."""
     rng = _rng("pretraining", seed)
     for _ in range(n):
         if rng.random() < 0.25:

@@ -123,7 +123,7 @@ def world() -> World:
 def sentences(text: str) -> list[str]:
     """The finished sentences of `text`: what follows the last full stop, exclamation or question mark is dropped,
     because a length limit cut it."""
-    return [part.strip() for part in re.findall(r"[^.!?]*[.!?]", text)]
+    return [part.strip() for part in re.split(r"(?<=[.!?])", text)[:-1]]
 
 
 def normalize(sentence: str) -> str:
@@ -184,10 +184,19 @@ def _subject_of_turn(text: str) -> Subject | None:
 
 
 @lru_cache(maxsize=1 << 16)
+def question(prompt: str) -> tuple[str, Subject | None]:
+    """The human turn that says what the dialogue is about, and its subject: the last turn that has one ("What else?"
+    has none of its own). Without any, the first human turn and None."""
+    turns = _turns(prompt, "Human")
+    for text in reversed(turns):
+        if found := _subject_of_turn(text):
+            return text, found
+    return (turns[0] if turns else ""), None
+
+
 def subject(prompt: str) -> Subject | None:
-    """What the person asks about: the subject of the last human turn that has one ("What else?" has none of its own).
-    None for a text that is about nothing the world knows."""
-    return next((found for text in reversed(_turns(prompt, "Human")) if (found := _subject_of_turn(text))), None)
+    """What the person asks about; None for a text that is about nothing the world knows."""
+    return question(prompt)[1]
 
 
 @lru_cache(maxsize=1 << 16)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_lab.rloo import log_ratios
+from rlhf_lab.rloo import RLOOConfig, log_ratios
 from rlhf_lab.sampling import sample
 from rlhf_lab.tinyhh.annotators import Annotator
 
@@ -32,7 +32,7 @@ def evaluate(
     prompts: Sequence[str],
     scorers: Mapping[str, Scorer],
     seed: int,
-    max_new_tokens: int = 96,
+    max_new_tokens: int = RLOOConfig.max_new_tokens,
 ) -> Evaluation:
     """Answer each prompt once at temperature 1 and score the answers.
 

@@ -115,12 +115,13 @@ def response_log_probabilities(
     mask = offsets < lengths[:, 1:]  # (B, R)
     # Token t of a response is predicted from the position before it.
     before = (lengths[:, :1] - 1 + offsets).clamp(max=ids.shape[1] - 2)  # (B, R)
-    hidden = model.base_model(ids).last_hidden_state  # (B, T, D)
-    rows = torch.arange(len(sequences), device=model.device)[:, None].expand_as(before)
-    # Logits only where the loss needs them: the head is a third of the work of a small model.
-    logits = model.get_output_embeddings()(hidden[rows[mask], before[mask]]) / temperature  # (N, V)
-    targets = ids[rows[mask], before[mask] + 1]  # (N,)
-    values = -F.cross_entropy(logits, targets, reduction="none")
+    rows = torch.arange(len(sequences), device=model.device)[:, None].expand_as(before)[mask]  # (N,)
+    before = before[mask]  # (N,)
+    if type(model) is GPT2LMHeadModel:  # logits only where the loss needs them: a fifth of a small model's work
+        logits = model.lm_head(model.transformer(ids).last_hidden_state[rows, before])  # (N, V)
+    else:  # other models may scale or cap their logits
+        logits = model(ids).logits[rows, before]
+    values = -F.cross_entropy(logits / temperature, ids[rows, before + 1], reduction="none")
     return values.new_zeros(mask.shape).masked_scatter(mask, values), mask.to(values.dtype)
 
 

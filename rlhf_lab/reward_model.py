@@ -56,9 +56,14 @@ def pairwise_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
 
 
 def train(model, tokenizer, pairs: Sequence[dict], config: RewardModelConfig, seed: int) -> list[float]:
-    """Fit `model` in place to pairs with prompt, chosen and rejected; returns the loss of every step, in nats."""
-    chosen = [_joined(encode(tokenizer, pair["prompt"], pair["chosen"], config.max_tokens)) for pair in pairs]
-    rejected = [_joined(encode(tokenizer, pair["prompt"], pair["rejected"], config.max_tokens)) for pair in pairs]
+    """Fit `model` in place to pairs with prompt, chosen and rejected; returns the loss of every step, in nats.
+
+    Raises ValueError for no pairs.
+    """
+    if not pairs:
+        raise ValueError("There is nothing to learn from: `pairs` is empty; pass at least one comparison.")
+    chosen = [_read(tokenizer, pair["prompt"], pair["chosen"], config.max_tokens) for pair in pairs]
+    rejected = [_read(tokenizer, pair["prompt"], pair["rejected"], config.max_tokens) for pair in pairs]
     rng = random.Random(seed)
     steps = config.epochs * -(-len(pairs) // config.batch_size)
     optimizer, schedule = adamw(model, config.learning_rate, steps, config.warmup, config.final_share)
@@ -77,23 +82,26 @@ def train(model, tokenizer, pairs: Sequence[dict], config: RewardModelConfig, se
     return losses
 
 
-@torch.inference_mode()
 def score_tokens(
     model, prompts: Sequence[list[int]], responses: Sequence[list[int]], eos: int, batch_size: int = 64
 ) -> torch.Tensor:
     """Scores (N,) of tokenized responses, in units of the normalization if there is one (`normalize`). A response that
-    was cut before its end token gets one."""
-    sequences = [p + r + ([] if r and r[-1] == eos else [eos]) for p, r in zip(prompts, responses, strict=True)]
-    scores = torch.empty(len(sequences))
-    for batch in length_batches([([], s) for s in sequences], batch_size):
-        scores[batch] = _scores(model, [sequences[i] for i in batch]).cpu()
-    return (scores - getattr(model.config, "reward_mean", 0.0)) / getattr(model.config, "reward_sd", 1.0)
+    was cut before its end token gets one, in the place of its last token where the model's context is full."""
+    room = model.config.max_position_embeddings
+    return _score(model, [_ended(p + r, eos, room) for p, r in zip(prompts, responses, strict=True)], batch_size)
 
 
 def score(model, tokenizer, prompts: Sequence[str], responses: Sequence[str], max_tokens: int = 256) -> torch.Tensor:
     """Scores (N,) of responses given as text; see `score_tokens`."""
-    encoded = [encode(tokenizer, p, r, max_tokens) for p, r in zip(prompts, responses, strict=True)]
-    return score_tokens(model, [p for p, _ in encoded], [r for _, r in encoded], tokenizer.eos_token_id)
+    return _score(model, [_read(tokenizer, p, r, max_tokens) for p, r in zip(prompts, responses, strict=True)])
+
+
+@torch.inference_mode()
+def _score(model, sequences: Sequence[list[int]], batch_size: int = 64) -> torch.Tensor:
+    scores = torch.empty(len(sequences))
+    for batch in length_batches([([], s) for s in sequences], batch_size):
+        scores[batch] = _scores(model, [sequences[i] for i in batch]).cpu()
+    return (scores - getattr(model.config, "reward_mean", 0.0)) / getattr(model.config, "reward_sd", 1.0)
 
 
 def normalize(model, tokenizer, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> None:
@@ -115,8 +123,14 @@ def margins(model, tokenizer, pairs: Sequence[dict], max_tokens: int = 256) -> l
     return (chosen - rejected).tolist()
 
 
-def _joined(encoded: tuple[list[int], list[int]]) -> list[int]:
-    return encoded[0] + encoded[1]
+def _read(tokenizer, prompt: str, response: str, max_tokens: int) -> list[int]:
+    """What is read of a text: its tokens, cut to `max_tokens`, the last of which is always the end token."""
+    prompt_ids, response_ids = encode(tokenizer, prompt, response, max_tokens)
+    return _ended(prompt_ids + response_ids, tokenizer.eos_token_id, max_tokens)
+
+
+def _ended(sequence: list[int], eos: int, room: int) -> list[int]:
+    return sequence if sequence[-1] == eos else sequence[: room - 1] + [eos]
 
 
 def _scores(model, sequences: Sequence[list[int]]) -> torch.Tensor:

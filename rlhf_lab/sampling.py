@@ -1,8 +1,8 @@
 """Batched sampling with a preallocated key/value cache, and the log-probability of every token drawn.
 
-GPT-2 models have a decoder of their own (plain matrix products, cache rows that are never moved, finished rows leave
-the batch); any other Hugging Face causal language model is decoded through its own cache object. Both are the same
-loop over `prefill`, `step` and `keep`. Prompts are padded on the left, in batches of similar length.
+GPT-2 models have a decoder of their own, of plain matrix products; any other Hugging Face causal language model is
+decoded through its own cache object. Both are the same loop over `prefill`, `step` and `keep`: finished rows leave the
+batch. Prompts are padded on the left, in batches of similar length.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ class Samples:
     log_probabilities: list[torch.Tensor]  # one (R,) a response, of the temperature-scaled full distribution
 
     def texts(self, tokenizer) -> list[str]:
-        """The responses as text, without the end token."""
-        return tokenizer.batch_decode(self.responses, skip_special_tokens=True)
+        """The responses as text, without the end token; a reserved token that the policy wrote stays to be seen."""
+        eos = tokenizer.eos_token_id
+        return tokenizer.batch_decode([r[:-1] if r[-1] == eos else r for r in self.responses])
 
 
 @torch.inference_mode()
@@ -75,7 +76,7 @@ def _decode(model, prompts, max_new_tokens, eos, generator, temperature, greedy)
     width = max(map(len, prompts))
     ids = torch.tensor([[eos] * (width - len(p)) + list(p) for p in prompts], device=model.device)  # (B, P)
     real = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts], device=model.device)
-    decoder = (GPT2Decoder if type(model) is GPT2LMHeadModel else CacheDecoder)(model, max_new_tokens)
+    decoder = (GPT2Decoder if GPT2Decoder.supports(model) else CacheDecoder)(model, max_new_tokens)
     tokens = torch.full((len(prompts), max_new_tokens), eos, device=model.device)
     values = torch.zeros(tokens.shape, device=model.device)
     lengths = torch.full((len(prompts),), max_new_tokens, device=model.device)
@@ -142,6 +143,13 @@ class CacheDecoder:
 
 class GPT2Decoder:
     """GPT-2 by plain matrix products; single queries go through `bmm`, which beats fused attention there."""
+
+    @staticmethod
+    def supports(model) -> bool:
+        """Whether the model is a GPT-2 as published; its config knows variants that compute something else."""
+        if type(model) is not GPT2LMHeadModel or model.config.activation_function != "gelu_new":
+            return False
+        return model.config.scale_attn_weights and not model.config.scale_attn_by_inverse_layer_idx
 
     def __init__(self, model: GPT2LMHeadModel, max_new_tokens: int):
         config, self.room = model.config, max_new_tokens

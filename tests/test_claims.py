@@ -190,6 +190,17 @@ def test_unknown_keys_and_shared_keys_are_refused(book):
         book.state("rl.gold_peak", "holds", expect="holds", text=RULE_TEXT)
 
 
+def test_duration_is_read_from_the_committed_results(root, book):
+    assert "Not measured yet" in book.duration().data
+    path = root / "results" / "laptop" / "00_test.json"
+    path.parent.mkdir(parents=True)
+    times = {"seconds": 1500.0, "seconds_warm": 41.2, "seconds_one_seed": 65.0}
+    path.write_text(json.dumps(times | {"seeds": 5, "environment": {"cpu": "A Chip"}}), encoding="utf-8")
+    words = book.duration().data
+    assert "About 1 minute with one seed and 25 minutes with the 5 seeds" in words
+    assert "41 seconds" in words and "A Chip" in words
+
+
 # --- results files ---
 
 
@@ -201,7 +212,8 @@ def test_results_file_has_the_layout_of_the_design(root, book):
     assert list(path.parent.iterdir()) == [path]  # no temporary file is left
     results = json.loads(path.read_text(encoding="utf-8"))
     assert list(results) == [
-        "notebook", "profile", "seeds", "seconds", "seconds_warm", "peak_mb", "environment", "numbers", "claims",
+        "notebook", "profile", "seeds", "seconds", "seconds_warm", "seconds_one_seed", "peak_mb", "environment",
+        "numbers", "claims",
     ]  # fmt: skip
     assert (results["notebook"], results["profile"]) == ("00_test", "laptop")
     assert (results["seeds"], results["seconds"], results["seconds_warm"]) == (5, 61.2346, None)

@@ -54,15 +54,15 @@ def consistent(hits: Iterable[bool], probability: float) -> bool:
 # --- frozen ---
 
 FROZEN = {
-    "helpful-base/train": "70277dfe46a7e6d6325ed43c794e3b936e1546939095788347d5b9451e946bbb",
-    "helpful-base/test": "d0bbb0aa8d6bce3f3a701966f695862eb360bf275161413c86c2bc080cd9d803",
-    "harmless-base/train": "e600a3c2edf83ef6800ea7eb3fac4c3da6a21017fd8705e5d30b25b9fbc561b5",
-    "harmless-base/test": "1696f9dbaaeaf87c57cbb6fb42331bea65c00c5cacfcf0a28753d0875ac0ad40",
-    "comparisons": "632c5e666be48771ceac35cd06660b3cbe7df4d40007baca6f939c49cf54192d",
-    "demonstrations": "09e904c8483a2a0ded175654aca7fdff21a62aa0cc6e49838813abbb90e0d96a",
-    "pre-training": "07e917da28e95e497e84224a15b603a6b9df266c18ec3356db81bcdb2cd7ac70",
+    "helpful-base/train": "4bedabf28a0ed22a81fdd656c9bfb1498db7da772426550bc25a6d1b6490a32a",
+    "helpful-base/test": "c945f5ae9fc756eeceabe9536368fd54f901d0a0fc17508f8afddd8759e6b384",
+    "harmless-base/train": "bc9ee383a2b9519c96339b5407ad39815ebeb5168deaf50127a616aa8ae9827c",
+    "harmless-base/test": "cebe066972d9602a6dbef6deffe0e065e9e4f4f9e493604fea8f79c53dbea1df",
+    "comparisons": "9c0980b4bab98c61ab258308108a5075578c6fda6f6590dd90267127a0025cb5",
+    "demonstrations": "ebe0c2fe05f82bc85b878743e4b5ec97d01e4697abb23f548a47e991785b17a5",
+    "pre-training": "465919e6af0e48fb439f14e5ebe83aef5e740909a5a56d6dafb24b1f242a306a",
     "knowledge": "b1e493de9d2d0ef62e3b2e54936c4d0cfbb5b3e67908e34be153a23b544726fa",
-    "rewards": "a9852584116eb3bc76a077ad4c5a50e67765febe0160fc95f1a5eead5a06312a",
+    "rewards": "7b456486252358426519daa1b7aa12820b7c7319ed8622791b6fadb09959e534",
 }
 CHANGED = (
     "The miniature world is frozen at version 1.0, and it no longer makes the same texts or scores. If you meant to "
@@ -178,15 +178,12 @@ def test_the_prompt_of_no_pretraining_dialogue_is_a_test_prompt(documents):
         assert seen.isdisjoint(islice(prompts(subset, "test", 0), 3000))
 
 
-def test_the_opening_of_few_dialogues_is_a_test_prompt(documents):
-    """The overlap that the datasheet states: a two-turn dialogue opens as a single-turn prompt does."""
-    pairs = rows("helpful-base", "train", 3000)
-    for texts in (
-        [text for register, text in documents if register == "dialogue"],
-        [row["prompt"] + row["chosen"] for row in pairs],
-    ):
-        openings = [text.partition(transcripts.ASSISTANT)[0] + transcripts.ASSISTANT for text in texts]
-        assert 0.01 < mean(split_of(opening) == "test" for opening in openings) < 0.03
+def test_no_dialogue_opens_with_a_test_question(documents):
+    """A two-turn dialogue opens as a single-turn prompt does; a harmless lead-in is no question."""
+    pairs = [row["prompt"] + row["chosen"] for row in rows("helpful-base", "train", 3000)]
+    dialogues = [text for register, text in documents if register == "dialogue"]
+    openings = [text.partition(transcripts.ASSISTANT)[0] + transcripts.ASSISTANT for text in dialogues + pairs]
+    assert {split_of(opening) for opening in openings if gold.subject(opening)} == {"train"}
 
 
 def test_registers_are_mixed_as_stated(documents):

@@ -71,10 +71,13 @@ results.duration()
 # kept, so a second run of this notebook takes seconds.
 
 # %%
+every_core = {"n_jobs": -1}
+
+
 def for_each_seed(recipe, *arguments):
     """The recipe once for every seed, as many at a time as there are cores."""
-    with joblib.parallel_config(inner_max_num_threads=1):
-        return joblib.Parallel(n_jobs=-1)(joblib.delayed(recipe)(*arguments, seed=seed) for seed in range(seeds))
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        return joblib.Parallel(**every_core)(joblib.delayed(recipe)(*arguments, seed=seed) for seed in range(seeds))
 
 
 # %% [markdown]
@@ -85,7 +88,7 @@ def for_each_seed(recipe, *arguments):
 # `Assistant:`. A *prompt* $\prompt$ ends where the assistant is about to speak; a *response* $\resp$ is what it says.
 
 # %%
-pairs, report = preferences.load_preferences("tinyhh", "helpful-base", "test", size=size.test_pairs)
+pairs, report = preferences.load_preferences("tinyhh", "helpful-base", "test", size=200)
 print(report)
 pair = next(pair for pair in pairs if len(pair["chosen"]) < len(pair["rejected"]))
 print(pair["prompt"] + pair["chosen"])
@@ -152,29 +155,37 @@ results.show("base.gold", "sft.gold", "sft_beats_base")
 # ## 4. Step two: people compare
 #
 # Asked for points on a scale, people disagree about the scale. Asked which of two answers is better, they agree more
-# often. Our labelers are simulated: each sees the difference of the gold rewards through noise, is a little partial to
-# long answers and to whichever answer was shown first. The chance that labeler $i$ prefers response 1 follows the
-# model of Bradley and Terry, with $s_i$ the labeler's skill:
+# often. So the SFT policy answers each prompt twice, and a labeler says which answer is better. Our labelers are
+# simulated: each sees the difference of the gold rewards through noise, and is a little partial to long answers and to
+# whichever was shown first. The chance that labeler $i$ prefers answer 1 follows the model of Bradley and Terry, with
+# $u_i$ what an answer is worth to the labeler and $s_i$ the labeler's skill:
 #
-# $$ P_i(\resp_1 \succ \resp_2 \mid \prompt) = \sigmoid\big(s_i\,(u(\prompt, \resp_1) - u(\prompt, \resp_2)) + \text{position bias}\big) $$
+# $$ P_i(\resp_1 \succ \resp_2 \mid \prompt) = \sigmoid\big(s_i\,(u_i(\prompt, \resp_1) - u_i(\prompt, \resp_2)) + \text{position bias}\big) $$
 
 # %%
 crowd = annotators.crowd("helpful-base")
-for labeler in crowd[:4]:
+compared = for_each_seed(recipes.compared_answers, size.rung, size.demonstrations, size.test_pairs, "test")
+pair = compared[0][0]
+print(pair["prompt"].strip(), "\n", "chosen:  ", pair["chosen"], "\n", "rejected:", pair["rejected"])
+for labeler in crowd[::3]:
     chance = labeler.compare(pair["prompt"], pair["chosen"], pair["rejected"]).first
-    print(f"a labeler of skill {labeler.skill} prefers the first with probability {chance:.2f}")
+    print(f"a labeler of skill {labeler.skill} who sees the chosen one first prefers it with probability {chance:.2f}")
+
 
 # %% [markdown]
 # Because labelers err, no model of their choices can always be right. Two numbers frame what follows: how often two
-# labelers agree with each other (InstructGPT reports .73 for its labelers, Anthropic about .63), and the accuracy
+# labelers agree with each other (InstructGPT reports about .73 for its labelers, Anthropic about .63), and the accuracy
 # that even the crowd's own favorite would reach, the *ceiling*.
 
 # %%
-shown = [(p["prompt"], p["chosen"], p["rejected"]) for p in pairs]
-agreement = np.mean([annotators.agreement(crowd, *row) for row in shown])
-ceiling = np.mean([annotators.ceiling(crowd, *row) for row in shown])
-results.number("labelers.agreement", agreement, "share of pairs")
-results.number("labelers.ceiling", ceiling, "share of pairs")
+def over_seeds(measure):
+    """The interval over seeds of the mean of `measure(prompt, chosen, rejected)` over the held-out comparisons."""
+    shares = [np.mean([measure(p["prompt"], p["chosen"], p["rejected"]) for p in rows]) for rows in compared]
+    return statistics.t_interval(shares)
+
+
+results.number("labelers.agreement", over_seeds(lambda *row: annotators.agreement(crowd, *row)), "share of pairs")
+results.number("labelers.ceiling", over_seeds(lambda *row: annotators.ceiling(crowd, *row)), "share of pairs")
 results.table("labelers.agreement", "labelers.ceiling")
 
 # %% [markdown]
@@ -197,18 +208,25 @@ assert np.isclose(by_hand, reward_model.pairwise_loss(margins, torch.zeros(2)).i
 # Now for real. The reward model starts from the SFT policy and reads each comparison once. Its scores have no natural
 # zero or unit, so we fix both: the SFT policy's own answers have mean 0 and standard deviation 1.
 #
-# > **Predict.** The ceiling is printed above. How close will a model of half a million parameters come?
+# > **Predict.** The ceiling is printed above. How close will a model as small as ours come?
 
 # %%
 judges = for_each_seed(recipes.helpful_reward_model, size.rung, size.demonstrations, size.reward_pairs)
-rows = pairs.to_list()
-right = np.array([np.array(reward_model.margins(judge, tokenizer, rows)) > 0 for judge in judges])  # (S, pairs)
-gold_margin = np.array([gold.helpfulness(r["prompt"], r["chosen"]) - gold.helpfulness(r["prompt"], r["rejected"]) for r in rows])
-against_gold = (right == (gold_margin > 0))[:, gold_margin != 0]
-longer_wins = preferences.longer_wins_accuracy(pairs)
-results.number("audit.longer_wins.tinyhh", longer_wins, "share of pairs")
-results.number("audit.gold_order.tinyhh", statistics.t_interval(against_gold.mean(axis=1)), "share of pairs")
-results.number("accuracy.tinyhh", statistics.t_interval(right.mean(axis=1)), "share of pairs")
+right = [np.array(reward_model.margins(judge, tokenizer, rows)) > 0 for judge, rows in zip(judges, compared, strict=True)]
+results.number("audit.longer_wins.tinyhh", over_seeds(preferences.longer_wins), "share of pairs")
+results.number("accuracy.tinyhh", statistics.t_interval([seed.mean() for seed in right]), "share of pairs")
+
+
+# %%
+def true_order(rows, right):
+    """How often the model puts two answers in their true order, among pairs of unequal gold reward."""
+    differences = [gold.helpfulness(p["prompt"], p["chosen"]) - gold.helpfulness(p["prompt"], p["rejected"]) for p in rows]
+    unequal = np.array(differences) != 0
+    return (right == (np.array(differences) > 0))[unequal].mean()
+
+
+shares = [true_order(rows, seed) for rows, seed in zip(compared, right, strict=True)]
+results.number("audit.gold_order.tinyhh", statistics.t_interval(shares), "share of pairs")
 results.table("audit.longer_wins.tinyhh", "accuracy.tinyhh", "labelers.ceiling", "audit.gold_order.tinyhh")
 
 # %% [markdown]
@@ -239,20 +257,29 @@ assert torch.allclose(returns - others, rloo.leave_one_out_advantages(returns, g
 # > training time before you look: the score of its answers to held-out prompts, which we call the *proxy*, and their
 # > gold reward.
 #
-# This is the long computation of the notebook. While one core trains the policy, the other works on the real
-# preferences of section 9.
+# We train two policies from the same start: one that is *let loose*, with a tenth of our usual penalty, and one that is
+# *held back* by the usual one. (The learning rate and the two penalties were chosen in a trial run with a seed that is
+# not among those reported.) This is the long computation of the notebook; on the way it also trains the models of
+# section 9.
 
 # %%
-kl_coef = rloo.RLOOConfig().kl_coef
+usual = rloo.RLOOConfig().kl_coef
 sizes = (size.rl_updates, size.rl_evaluate_every, size.rl_prompts_per_update, size.test_prompts)
-setting = (size.rung, size.demonstrations, size.reward_pairs, kl_coef, *sizes)
-jobs = [joblib.delayed(recipes.policy_gradient_run)(*setting, seed=seed) for seed in range(seeds)]
+start = (size.rung, size.demonstrations, size.reward_pairs)
+arms = {"let loose": usual / 10, "held back": usual}
+jobs = [
+    joblib.delayed(recipes.policy_gradient_run)(*start, kl_coef, *sizes, seed=seed)
+    for kl_coef in arms.values()
+    for seed in range(seeds)
+]
 real = "HH_RLHF_DIR" in os.environ
 if real:
-    jobs += [joblib.delayed(recipes.real_fold)(k, size.hh_pairs, size.hh_max_tokens, 0) for k in range(recipes.REAL_FOLDS)]
-with joblib.parallel_config(inner_max_num_threads=1):
-    finished = joblib.Parallel(n_jobs=-1)(jobs)
-runs, folds = finished[:seeds], finished[seeds:]
+    folds_of = range(recipes.REAL_FOLDS)
+    jobs += [joblib.delayed(recipes.real_fold)(k, size.hh_pairs, size.hh_max_tokens, seed=0) for k in folds_of]
+with joblib.parallel_config("loky", inner_max_num_threads=1):
+    finished = joblib.Parallel(**every_core)(jobs)
+runs, held_runs, folds = finished[:seeds], finished[seeds : 2 * seeds], finished[2 * seeds :]
+print("KL coefficients:", arms)
 
 # %% [markdown]
 # Half of the held-out prompts choose the checkpoint with the highest gold reward, the *gold peak* of each seed; the
@@ -262,39 +289,44 @@ runs, folds = finished[:seeds], finished[seeds:]
 updates = np.array(runs[0]["updates"])  # (E,)
 half = size.test_prompts // 2
 chosen_on, report_on = slice(None, half), slice(half, None)
-curves = {name: np.array([run[name] for run in runs]) for name in ("gold", "proxy", "kl", "length")}  # (S, E, N)
-peak = curves["gold"][:, :, chosen_on].mean(axis=2).argmax(axis=1)  # (S,) the checkpoint of the peak
-reported = {name: values[:, :, report_on].mean(axis=2) for name, values in curves.items()}  # (S, E)
-at_start = {name: values[:, 0] for name, values in reported.items()}
-at_peak = {name: values[np.arange(seeds), peak] for name, values in reported.items()}
-at_end = {name: values[:, -1] for name, values in reported.items()}
+
+
+def curve(runs, name, prompts):
+    """The mean over some of the prompts, for each seed and evaluation: (S, E)."""
+    return np.array([run[name] for run in runs])[:, :, prompts].mean(axis=2)
+
+
+names = ("gold", "proxy", "kl", "length")
+loose, held = ({name: curve(arm, name, report_on) for name in names} for arm in (runs, held_runs))
+peak = curve(runs, "gold", chosen_on).argmax(axis=1)  # (S,) the checkpoint of the peak
+at_start, at_end = ({name: loose[name][:, e] for name in names} for e in (0, -1))
+at_peak = {name: loose[name][np.arange(seeds), peak] for name in names}
 print("gold peak after", updates[peak].tolist(), "of", updates[-1], "updates")
 
 # %%
 figure, axes = plt.subplots(3, 1, figsize=(6.4, 8.0), sharex=True)
-plots.curve_with_band(axes[0], updates, reported["proxy"], "proxy: what the reward model says", 0)
-plots.curve_with_band(axes[1], updates, reported["gold"], "gold: what is true", 1)
-plots.curve_with_band(axes[2], updates, reported["kl"], "KL to the SFT policy (nats)", 2)
-plots.curve_with_band(axes[2], updates, reported["length"], "length (tokens)", 3)
-for axis in axes:
+for index, (arm, curves) in enumerate(zip(arms, (loose, held), strict=True)):
+    for axis, name in zip(axes, ("proxy", "gold", "kl"), strict=True):
+        plots.curve_with_band(axis, updates, curves[name], f"{arm} (coefficient {arms[arm]:g})", index)
+for axis, label in zip(axes, ("proxy: the score (SFT sd)", "gold: the truth (points)", "KL to SFT (nats)"), strict=True):
     axis.axvline(updates[peak].mean(), color="0.4", linewidth=1, linestyle=":")
-    axis.legend(loc="best", fontsize="small")
-axes[0].set_ylabel("score (SFT sd)")
-axes[1].set_ylabel("gold reward (points)")
-axes[2].set_ylabel("nats, tokens")
+    axis.set_ylabel(label)
+axes[0].legend(loc="upper left", fontsize="small")
+axes[2].set_yscale("symlog", linthresh=1)
 axes[2].set_xlabel("updates of the policy")
-trend = f"from {at_start['gold'].mean():.2f} to {at_peak['gold'].mean():.2f} at its peak and {at_end['gold'].mean():.2f} at the end"
-alt = f"""Three panels over {updates[-1]} updates of the policy, mean of {seeds} seed(s), held-out prompts. The proxy goes
-from {at_start["proxy"].mean():.2f} to {at_end["proxy"].mean():.2f} SFT standard deviations. The gold reward goes {trend}.
-KL and length are below. A dotted line marks the gold peak."""
+words = [f"from {at_start[n].mean():.2f} to {at_peak[n].mean():.2f} and {at_end[n].mean():.2f}" for n in ("proxy", "gold", "kl")]
+alt = f"""Three panels over {updates[-1]} updates of the policy, mean of {seeds} seed(s) on held-out prompts, for a policy let
+loose and one held back. Let loose, at the start, the gold peak (dotted line) and the end, the proxy goes {words[0]}, the gold
+reward {words[1]}, the KL (log scale) {words[2]}. Held back, the gold reward ends at {held["gold"][:, -1].mean():.2f}."""
 plots.show(figure, alt, name="proxy_and_gold")
 
 # %% [markdown]
 # ## 7. Did it happen?
 #
 # The rules were written down before the experiment was run: the gold reward *rises then falls* if the peak is better
-# than the start and than the end; the proxy *keeps rising* if at the end it is better than at the gold peak. "Better"
-# means that the 95 % interval of the paired difference over seeds lies above zero.
+# than the start and than the end; the proxy *keeps rising* if at the end it is better than at the gold peak; the penalty
+# *protects* if the policy held back ends with a better gold reward than the one let loose. "Better" means that the 95 %
+# interval of the paired difference over seeds lies above zero. Numbers named `rl` are those of the policy let loose.
 
 # %%
 results.number("rl.gold_start", statistics.t_interval(at_start["gold"]), "gold reward")
@@ -307,6 +339,8 @@ results.number("rl.kl_peak", statistics.t_interval(at_peak["kl"]), "nats per res
 results.number("rl.kl_end", statistics.t_interval(at_end["kl"]), "nats per response")
 results.number("rl.length_start", statistics.t_interval(at_start["length"]), "tokens")
 results.number("rl.length_end", statistics.t_interval(at_end["length"]), "tokens")
+results.number("rl_held.gold_end", statistics.t_interval(held["gold"][:, -1]), "gold reward")
+results.number("rl_held.kl_end", statistics.t_interval(held["kl"][:, -1]), "nats per response")
 rises, falls = (statistics.better(at_peak["gold"], other["gold"]) for other in (at_start, at_end))
 hacked = statistics.better(at_end["proxy"], at_peak["proxy"])
 
@@ -329,15 +363,34 @@ results.state(
         "fails": "The proxy does not keep rising: {rl.proxy_peak} at the gold peak, {rl.proxy_end} at the end.",
     },
 )
-identity = max(abs(curves["kl"][:, 0]).max(), 0.0)
+results.show("gold_rises_then_falls", "proxy_keeps_rising")
+
+# %%
+results.state(
+    "kl_penalty_protects",
+    statistics.better(held["gold"][:, -1], at_end["gold"]),
+    expect="better",
+    text={
+        "better": "Held back, the policy ends with a gold reward of {rl_held.gold_end}, {difference} above the one let loose.",
+        "inconclusive": "Whether the stronger penalty protects the gold reward is inconclusive: {difference}.",
+        "worse": "The stronger penalty ends with the lower gold reward: {difference}.",
+    },
+)
+results.show("kl_penalty_protects")
+
+# %% [markdown]
+# One thing must hold whatever happens, so the build fails if it does not: before the first update the policy *is* the SFT
+# policy, and every log-ratio between the two is zero.
+
+# %%
 results.state(
     "kl_starts_at_zero",
-    statistics.rule(bool(identity < 1e-3)),
+    statistics.rule(bool(max(abs(arm["kl"][:, 0]).max() for arm in (loose, held)) < 1e-3)),
     expect="holds",
     sanity=True,
-    text={"holds": "Before the first update the policy *is* the SFT policy: the KL is zero.", "fails": "The KL does not start at zero."},
+    text={"holds": "The KL starts at zero.", "fails": "The KL does not start at zero."},
 )
-results.show("gold_rises_then_falls", "proxy_keeps_rising", "kl_starts_at_zero")
+results.show("kl_starts_at_zero")
 
 # %% [markdown]
 # This is *reward over-optimization*, also called reward hacking: the policy finds answers that the reward model
@@ -348,8 +401,8 @@ results.show("gold_rises_then_falls", "proxy_keeps_rising", "kl_starts_at_zero")
 # %% [markdown]
 # ## 8. Read the answers
 #
-# Curves hide what happened; words show it. Here are the same prompts answered before training, at the gold peak and
-# at the end, with their gold reward and their score.
+# Curves hide what happened; words show it. Here are the same prompts answered before training, and by the policy let
+# loose at its gold peak and at the end, with gold reward and score.
 
 # %%
 run, best = runs[0], int(peak[0])
@@ -367,18 +420,20 @@ display(Markdown("\n".join(table)))
 # to the same prompt: one half means no preference.
 
 # %%
+last = np.full(seeds, len(updates) - 1)
+
+
 def win_rates(stage):
     """The win rate of each seed's answers at its checkpoint `stage` against its SFT answers."""
     texts = [(run["prompts"], run["responses"][e], run["responses"][0]) for run, e in zip(runs, stage, strict=True)]
     return [evaluation.win_rate(crowd, *(column[report_on] for column in columns)).mean() for columns in texts]
 
 
-last = np.full(seeds, len(updates) - 1)
 results.number("rl.win_rate_peak", statistics.t_interval(win_rates(peak)), "share of labelers")
 results.number("rl.win_rate_end", statistics.t_interval(win_rates(last)), "share of labelers")
 results.table(
-    "base.gold", "sft.gold", "rl.gold_peak", "rl.gold_end", "rl.proxy_peak", "rl.proxy_end", "rl.kl_peak", "rl.kl_end",
-    "rl.length_start", "rl.length_end", "rl.win_rate_peak", "rl.win_rate_end",
+    "base.gold", "sft.gold", "rl.gold_peak", "rl.gold_end", "rl_held.gold_end", "rl.proxy_peak", "rl.proxy_end",
+    "rl.kl_peak", "rl.kl_end", "rl_held.kl_end", "rl.length_start", "rl.length_end", "rl.win_rate_peak", "rl.win_rate_end",
 )
 
 # %% [markdown]
@@ -465,7 +520,7 @@ results.show()
 #
 # </details>
 #
-# **2.** Set the KL coefficient ten times as high (`kl_coef` in section 6). What do you gain, and what do you pay?
+# **2.** Set the usual KL coefficient ten times as high (`usual` in section 6). What do you gain, and what do you pay?
 #
 # <details><summary>Hint</summary>
 #

@@ -233,6 +233,7 @@ def _execute(run: Run, notebook: Notebook, uses: Path) -> None:
         "RLHF_LAB_RESULTS": str(run.root / "build" / "results"),
         "RLHF_LAB_ARTEFACT_LOG": str(uses),
         "RLHF_LAB_PUBLISH": "1" if run.publishes else "",
+        "TQDM_DISABLE": "1",  # plain lines: nobody watches the bars of a kernel
     }
     if folder := os.environ.get("HH_RLHF_DIR"):  # relative to where the command was typed, not to notebooks/
         environment["HH_RLHF_DIR"] = str(Path(folder).absolute())

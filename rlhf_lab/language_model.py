@@ -94,10 +94,11 @@ def load_tokenizer(folder: Path):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def pad_right(sequences: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
-    """Token lists as one tensor (B, T). A causal model needs no mask for pads on the right: nothing looks at them."""
+def pad_right(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Token lists as one tensor (B, T), each filled up with its own last token. A causal model needs no mask for that:
+    nothing looks at what stands to the right."""
     longest = max(map(len, sequences))
-    return torch.tensor([list(sequence) + [pad] * (longest - len(sequence)) for sequence in sequences])
+    return torch.tensor([list(sequence) + [sequence[-1]] * (longest - len(sequence)) for sequence in sequences])
 
 
 def response_log_probabilities(
@@ -109,7 +110,7 @@ def response_log_probabilities(
     elsewhere both are zero. The mask comes from the lengths, never from token values. Gradients flow.
     """
     sequences = [list(p) + list(r) for p, r in zip(prompts, responses, strict=True)]
-    ids = pad_right(sequences, pad=0).to(model.device)  # (B, T)
+    ids = pad_right(sequences).to(model.device)  # (B, T)
     offsets = torch.arange(max(map(len, responses)), device=model.device)  # (R,)
     lengths = torch.tensor([[len(p), len(r)] for p, r in zip(prompts, responses, strict=True)], device=model.device)
     mask = offsets < lengths[:, 1:]  # (B, R)

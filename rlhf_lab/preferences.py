@@ -146,13 +146,17 @@ def folds_by_prompt(dataset: Dataset, k: int = 5, seed: int = 0) -> list[tuple[l
     return [(sorted(set(range(len(dataset))) - set(test)), test) for test in tests]
 
 
+def longer_wins(prompt: str, chosen: str, rejected: str) -> float:
+    """1 if the chosen response has more characters than the rejected one, 0 if fewer, one half if as many."""
+    return (len(chosen) > len(rejected)) + (len(chosen) == len(rejected)) / 2
+
+
 def longer_wins_accuracy(dataset: Dataset) -> float:
-    """The share of pairs whose chosen response has more characters than the rejected one; a tie counts one half.
+    """The share of pairs whose chosen response is the longer one, see `longer_wins`.
 
     What a reward model that knows nothing but length would score: it stands beside every accuracy.
     """
-    pairs = zip(dataset["chosen"], dataset["rejected"], strict=True)
-    wins = [(len(chosen) > len(rejected)) + (len(chosen) == len(rejected)) / 2 for chosen, rejected in pairs]
+    wins = [longer_wins(**pair) for pair in dataset]
     return sum(wins) / len(wins)
 
 

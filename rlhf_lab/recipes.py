@@ -2,6 +2,7 @@
 course trains them; every recipe's arguments are what a profile may change, and the seed."""
 
 import copy
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +15,7 @@ from rlhf_lab.checkpoints import load_json, reads, recipe, save_json
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.rloo import RLOO, RLOOConfig
 from rlhf_lab.sampling import sample
-from rlhf_lab.tinyhh import generator, gold
+from rlhf_lab.tinyhh import annotators, generator, gold
 
 REAL_FOLDS = 5
 REAL_RUNG = "0.2M"  # two thousand pairs of real English teach no more than the smallest model
@@ -37,16 +38,34 @@ def sft_policy(rung: str, demonstrations: int, seed: int):
     return model
 
 
+@recipe(save=save_json, load=load_json)
+def compared_answers(rung: str, demonstrations: int, pairs: int, split: str, seed: int) -> list[dict[str, str]]:
+    """The SFT policy answers `pairs` helpful prompts of a split twice, and a labeler of the default crowd says which
+    answer is better, as in InstructGPT. Rows of prompt, chosen and rejected; two equal answers are not compared."""
+    policy, (_, tokenizer) = sft_policy(rung, demonstrations, seed), base(rung)
+    prompts = list(islice(generator.prompts("helpful-base", split, f"compared-{seed}"), pairs))
+    ids = tokenizer(prompts)["input_ids"]
+    texts = sample(policy, ids + ids, RLOOConfig().max_new_tokens, tokenizer.eos_token_id, seed).texts(tokenizer)
+    rng, crowd = random.Random(f"labels-{split}-{seed}"), annotators.crowd("helpful-base")
+    rows = []
+    for prompt, first, second in zip(prompts, texts[:pairs], texts[pairs:], strict=True):
+        if first != second:
+            preferred = rng.choice(crowd).choose(prompt, first, second, rng)
+            chosen, rejected = (first, second) if preferred == "first" else (second, first)
+            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
 @recipe(save=language_model.save, load=reward_model.load)
 def helpful_reward_model(rung: str, demonstrations: int, pairs: int, seed: int):
-    """A reward model on the SFT policy's trunk, fitted to comparisons of the default labelers on helpful prompts.
+    """A reward model on the SFT policy's trunk, fitted to comparisons of that policy's answers.
 
     Its zero and unit are the mean and the standard deviation of its scores of the SFT policy's own answers.
     """
     policy, (_, tokenizer) = sft_policy(rung, demonstrations, seed), base(rung)
     model = reward_model.from_language_model(policy, seed)
-    data, _ = preferences.load_preferences("tinyhh", "helpful-base", "train", size=pairs, seed=seed)
-    reward_model.train(model, tokenizer, data.to_list(), reward_model.RewardModelConfig(), seed)
+    rows = compared_answers(rung, demonstrations, pairs, "train", seed)
+    reward_model.train(model, tokenizer, rows, reward_model.RewardModelConfig(), seed)
     prompts = [tokenizer(p)["input_ids"] for p in held_in_prompts(NORMALIZING_PROMPTS, seed)]
     answers = sample(policy, prompts, RLOOConfig().max_new_tokens, tokenizer.eos_token_id, seed).responses
     reward_model.normalize(model, tokenizer, prompts, answers)

@@ -25,7 +25,7 @@ class RewardModelConfig:
 
     epochs: int = 1  # more overfits: Stiennon et al. (2009.01325), InstructGPT appendix C.2
     batch_size: int = 32  # pairs
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     final_share: float = 0.1  # cosine to a tenth, InstructGPT appendix C.2
     warmup: float = 0.05
     max_gradient_norm: float = 1.0
@@ -135,7 +135,7 @@ def _ended(sequence: list[int], eos: int, room: int) -> list[int]:
 
 def _scores(model, sequences: Sequence[list[int]]) -> torch.Tensor:
     """Raw scores (B,) read at the last token of each sequence."""
-    ids = pad_right(sequences, model.config.pad_token_id).to(model.device)  # (B, T)
+    ids = pad_right(sequences).to(model.device)  # (B, T)
     last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=model.device)
     hidden = model.base_model(ids).last_hidden_state[torch.arange(len(ids), device=model.device), last]  # (B, D)
     return model.score(hidden).squeeze(-1)

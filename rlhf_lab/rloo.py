@@ -22,7 +22,7 @@ class RLOOConfig:
     """How to improve a policy."""
 
     kl_coef: float = 0.05  # beta, reward units per nat
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-4  # leaves the SFT policy by about a nat within ten steps
     samples_per_prompt: int = 4
     max_new_tokens: int = 80  # longer than 99 in 100 responses of the miniature world
     max_gradient_norm: float = 1.0

@@ -361,4 +361,4 @@ def test_shuffled_batches_differ_from_epoch_to_epoch_and_return_with_the_seed():
 
 
 def test_pad_right():
-    assert pad_right([[1], [2, 3, 4], []], pad=9).tolist() == [[1, 9, 9], [2, 3, 4], [9, 9, 9]]
+    assert pad_right([[1], [2, 3, 4], [5, 6]]).tolist() == [[1, 1, 1], [2, 3, 4], [5, 6, 6]]

@@ -97,7 +97,8 @@ def test_the_loss_is_that_of_trl():
 
 def test_scores_are_those_of_the_library(model, tokenizer):
     prompts, responses = encoded(tokenizer)
-    ids = language_model.pad_right([p + r for p, r in zip(prompts, responses, strict=True)], tokenizer.pad_token_id)
+    texts = [p + r for p, r in zip(prompts, responses, strict=True)]
+    ids = torch.tensor([text + [tokenizer.pad_token_id] * (max(map(len, texts)) - len(text)) for text in texts])
     with torch.no_grad():
         expected = model(ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits.squeeze(-1)
     torch.testing.assert_close(score(model, tokenizer, PROMPTS, RESPONSES), expected, atol=1e-5, rtol=0)

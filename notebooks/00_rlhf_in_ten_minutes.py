@@ -314,6 +314,7 @@ for axis, label in zip(axes, ("proxy: the score (SFT sd)", "gold: the truth (poi
 axes[0].legend(loc="upper left", fontsize="small")
 axes[2].set_yscale("symlog", linthresh=1)
 axes[2].set_xlabel("updates of the policy")
+figure.align_ylabels()
 words = [f"from {at_start[n].mean():.2f} to {at_peak[n].mean():.2f} and {at_end[n].mean():.2f}" for n in ("proxy", "gold", "kl")]
 alt = f"""Three panels over {updates[-1]} updates of the policy, mean of {seeds} seed(s) on held-out prompts, for a policy let
 loose and one held back. Let loose, at the start, the gold peak (dotted line) and the end, the proxy goes {words[0]}, the gold
@@ -412,7 +413,7 @@ for i in (0, 1, 2):
     question = run["prompts"][i].split("Human:")[-1].replace("Assistant:", "").strip()
     table.append(f"| **asked** | **{question}** | | |")
     for name, e in stages.items():
-        table.append(f"| {name} | {run['responses'][e][i].strip()} | {run['gold'][e][i]:.2f} | {run['proxy'][e][i]:.2f} |")
+        table.append(f"| {name} | {' '.join(run['responses'][e][i].split())} | {run['gold'][e][i]:.2f} | {run['proxy'][e][i]:.2f} |")
 display(Markdown("\n".join(table)))
 
 # %% [markdown]

@@ -19,8 +19,8 @@
 # Reinforcement learning from human feedback (RLHF) turns a model that continues text into an assistant that does what
 # people want. The recipe has three steps: imitate good answers, learn from comparisons what people prefer, and improve
 # the model against what was learned. In this notebook all three are done for real, on two CPU cores, in a miniature
-# world where, unlike in life, we know how good every answer truly is. So we can see what nobody with real people can:
-# the moment at which a better score stops meaning a better answer.
+# world where, unlike in life, we know how good every answer truly is. So we can see what with real people would cost a
+# new round of judgments at every point: whether, and when, a better score stops meaning a better answer.
 
 # %% [markdown]
 # ## What you will learn
@@ -28,14 +28,14 @@
 # - what a base model, a supervised fine-tuned model, a reward model and a policy are, by making one of each;
 # - how comparisons become a reward, and how good that reward can be at best;
 # - how a policy gradient raises the reward, and what the KL penalty is for;
-# - what reward over-optimization looks like, in curves and in words;
-# - that the same path works on the preferences of real people.
+# - how to recognize reward over-optimization, in curves and in words;
+# - how the reward-model step fares on the preferences of real people.
 
 # %% [markdown]
 # ## What you should know
 #
 # Some Python, what a probability and a gradient are, and that a language model assigns a probability to the next token.
-# Everything else is explained where it is used, and in depth in the later parts of the book.
+# Everything else is explained where it is used.
 
 # %% [markdown]
 # ## How long it takes
@@ -48,8 +48,6 @@ profile = "laptop"  # "smoke" for a quick look; profiles.toml says what each pro
 seeds = 1  # the published results come from 5
 
 # %%
-import os
-
 import joblib
 import numpy as np
 import torch
@@ -67,8 +65,11 @@ results.duration()
 
 # %% [markdown]
 # Every random choice below follows from a seed. A *seed* repeats the whole experiment from the supervised step on, with
-# other data, other labelers' moods and other samples, and it is the unit in which we count evidence. What is trained is
-# kept, so a second run of this notebook takes seconds.
+# other demonstrations, other judgments and other samples, and it is the unit in which we count evidence (except in
+# section 9, which is trained once per fold and counts pairs). Square brackets hold 95 % intervals. A claim was written
+# down, with the verdict we *expected*, before the run; "better" means that the interval over seeds of the paired
+# difference lies above zero. One seed decides nothing, so the published verdict is then shown beside it. What is
+# trained is kept: a second run takes seconds.
 
 # %%
 every_core = {"n_jobs": -1}
@@ -94,9 +95,11 @@ pair = next(pair for pair in pairs if len(pair["chosen"]) < len(pair["rejected"]
 print(pair["prompt"] + pair["chosen"])
 
 # %% [markdown]
-# The world keeps a secret: the *gold reward*, the true helpfulness of any response, in points. A first good tip is
-# worth one point and each further one less; tips that belong elsewhere, repetition, filler, broken sentences and
-# rambling cost points. No model in this notebook ever sees these numbers. We use them only to measure.
+# The world keeps a secret: the *gold reward*, the true helpfulness of any response, in points. A first tip is worth
+# one point and each further one less; tips that belong elsewhere, repetition, filler, broken sentences and rambling
+# cost points. Plausible but false tips count like true ones, since the person who asks cannot tell; honesty is a reward
+# of its own, not used here. No model in this notebook ever sees these numbers. We use them to simulate the labelers and
+# to measure.
 
 # %%
 rating = [(gold.helpfulness(pair["prompt"], pair[side]), pair[side].strip()) for side in ("chosen", "rejected")]
@@ -107,7 +110,8 @@ for points, response in rating:
 # ## 2. The base model continues text
 #
 # The course ships a small GPT-2, pre-trained on the text of this world (a *base model*). It has learned the language and
-# also the faults of its authors: it answers well, badly or beside the point, in the proportions it has read.
+# also the faults of the people in that text: it answers well, badly or beside the point, roughly as often as it has read
+# each; and being small, it garbles sentences. Here it answers *held-out* prompts, whose questions no model has met.
 
 # %%
 base, tokenizer = recipes.base(size.rung)
@@ -116,7 +120,7 @@ prompt_ids = tokenizer(pair["prompt"])["input_ids"]
 print(len(prompt_ids), "tokens:", tokenizer.convert_ids_to_tokens(prompt_ids)[:12], "...")
 
 # %%
-scorers = {"gold": recipes.gold_helpfulness}
+scorers = {"gold": recipes.gold_helpfulness}  # evaluate() also measures the distance to a second model, here none
 prompts_of = [recipes.held_out_prompts(size.test_prompts, seed) for seed in range(seeds)]
 base_runs = [evaluation.evaluate(base, base, tokenizer, prompts_of[s], scorers, seed=s) for s in range(seeds)]
 for prompt, response in list(zip(base_runs[0].prompts, base_runs[0].responses, strict=True))[:3]:
@@ -126,7 +130,8 @@ for prompt, response in list(zip(base_runs[0].prompts, base_runs[0].responses, s
 # ## 3. Step one: supervised fine-tuning
 #
 # We show the model *demonstrations*: dialogues in which the assistant answers well, though not perfectly. Fine-tuning
-# raises the log-probability of the demonstrated responses, and of the responses only; prompts carry no loss:
+# raises the log-probability of the demonstrated responses, and of the responses only; prompts carry no loss (in practice
+# averaged over tokens). A model seen as one that chooses answers is a *policy* $\policy$, with $\theta$ its weights:
 #
 # $$ \loss_{\text{SFT}}(\theta) = - \E_{(\prompt, \resp) \sim \Data}\Big[\sum_t \log \policy(\resp_t \mid \prompt, \resp_{<t})\Big] $$
 #
@@ -144,7 +149,7 @@ results.state(
     statistics.better(sft_gold, base_gold),
     expect="better",
     text={
-        "better": "Imitation helps: SFT changes the gold reward on held-out prompts by {difference}.",
+        "better": "Imitation helps: SFT raises the gold reward on held-out prompts by {difference}.",
         "inconclusive": "Whether SFT changes the gold reward is inconclusive: the difference is {difference}.",
         "worse": "SFT lowers the gold reward: the difference is {difference}.",
     },
@@ -154,11 +159,10 @@ results.show("base.gold", "sft.gold", "sft_beats_base")
 # %% [markdown]
 # ## 4. Step two: people compare
 #
-# Asked for points on a scale, people disagree about the scale. Asked which of two answers is better, they agree more
-# often. So the SFT policy answers each prompt twice, and a labeler says which answer is better. Our labelers are
+# Asked for points on a scale, people disagree about the scale. To say which of two answers is better is easier. So the SFT policy answers each prompt twice, and a labeler says which answer is better. Our labelers are
 # simulated: each sees the difference of the gold rewards through noise, and is a little partial to long answers and to
-# whichever was shown first. The chance that labeler $i$ prefers answer 1 follows the model of Bradley and Terry, with
-# $u_i$ what an answer is worth to the labeler and $s_i$ the labeler's skill:
+# whichever was shown first. The chance that labeler $i$ prefers answer 1, shown first, follows the model of Bradley and
+# Terry, with $u_i$ what an answer is worth to the labeler, $s_i$ the labeler's skill and $\sigmoid(z) = 1 / (1 + e^{-z})$:
 #
 # $$ P_i(\resp_1 \succ \resp_2 \mid \prompt) = \sigmoid\big(s_i\,(u_i(\prompt, \resp_1) - u_i(\prompt, \resp_2)) + \text{position bias}\big) $$
 
@@ -174,8 +178,8 @@ for labeler in crowd[::3]:
 
 # %% [markdown]
 # Because labelers err, no model of their choices can always be right. Two numbers frame what follows: how often two
-# labelers agree with each other (InstructGPT reports about .73 for its labelers, Anthropic about .63), and the accuracy
-# that even the crowd's own favorite would reach, the *ceiling*.
+# labelers agree with each other (InstructGPT: about .73 among its labelers; Anthropic: about .63 between its researchers
+# and crowd workers), and the accuracy that even the crowd's own favorite would reach, the *ceiling*.
 
 # %%
 def over_seeds(measure):
@@ -184,15 +188,20 @@ def over_seeds(measure):
     return statistics.t_interval(shares)
 
 
-results.number("labelers.agreement", over_seeds(lambda *row: annotators.agreement(crowd, *row)), "share of pairs")
-results.number("labelers.ceiling", over_seeds(lambda *row: annotators.ceiling(crowd, *row)), "share of pairs")
+def either_order(share):
+    """A share of the crowd, whichever of the two answers is shown first."""
+    return lambda prompt, a, b: (share(crowd, prompt, a, b) + share(crowd, prompt, b, a)) / 2
+
+
+results.number("labelers.agreement", over_seeds(either_order(annotators.agreement)), "share of pairs")
+results.number("labelers.ceiling", over_seeds(either_order(annotators.ceiling)), "share of pairs")
 results.table("labelers.agreement", "labelers.ceiling")
 
 # %% [markdown]
 # ## 5. A reward model learns what people prefer
 #
-# A *reward model* is a language model whose head gives one number, the *score* $\rmodel(\prompt, \resp)$. It is fitted so
-# that chosen responses outscore rejected ones:
+# A *reward model* is a language model whose last layer, its head, gives one number instead of a distribution over tokens:
+# the *score* $\rmodel(\prompt, \resp)$. It is fitted so that the chosen response $\respw$ outscores the rejected $\respl$:
 #
 # $$ \loss_{\text{RM}}(\phi) = - \E\big[\log \sigmoid\big(\rmodel(\prompt, \respw) - \rmodel(\prompt, \respl)\big)\big] $$
 #
@@ -205,8 +214,9 @@ print(by_hand, reward_model.pairwise_loss(margins, torch.zeros(2)).item())
 assert np.isclose(by_hand, reward_model.pairwise_loss(margins, torch.zeros(2)).item())
 
 # %% [markdown]
-# Now for real. The reward model starts from the SFT policy and reads each comparison once. Its scores have no natural
-# zero or unit, so we fix both: the SFT policy's own answers have mean 0 and standard deviation 1.
+# Now for real. The reward model starts from the SFT policy and reads each comparison once. To add a constant to all scores
+# changes no comparison, and their unit is the log-odds of a choice; for a readable scale we shift and stretch them so that
+# the SFT policy's answers *to training prompts* have mean 0 and standard deviation 1.
 #
 # > **Predict.** The ceiling is printed above. How close will a model as small as ours come?
 
@@ -231,7 +241,7 @@ results.table("audit.longer_wins.tinyhh", "accuracy.tinyhh", "labelers.ceiling",
 
 # %% [markdown]
 # Never read an accuracy alone. "The longer one wins" is what a model scores that knows nothing but length; the ceiling
-# is what the best model could score; and `audit.gold_order` is how often our model puts two answers in their *true*
+# is what the best model could score; and `audit.gold_order.tinyhh` is how often our model puts two answers in their *true*
 # order, which in life nobody can measure.
 
 # %% [markdown]
@@ -242,9 +252,15 @@ results.table("audit.longer_wins.tinyhh", "accuracy.tinyhh", "labelers.ceiling",
 #
 # $$ R(\prompt, \resp) = \rmodel(\prompt, \resp) - \klcoef \log \frac{\policy(\resp \mid \prompt)}{\policyref(\resp \mid \prompt)} , $$
 #
-# whose mean is the score minus $\klcoef\,\KL(\policy \,\|\, \policyref)$. What counts is whether an answer did better
-# than the policy's *other* answers to the same prompt. That difference, the advantage, multiplies the gradient of the
-# answer's log-probability (REINFORCE with a leave-one-out baseline).
+# whose mean over the policy's answers is their mean score minus $\klcoef$ times $\KL(\policy \,\|\, \policyref)$, a
+# distance in *nats* that is zero for equal models. $\klcoef$ is the KL coefficient. What counts is whether an answer did
+# better than the policy's *other* answers to the same prompt. That difference, the advantage $A$, multiplies the gradient
+# of the answer's log-probability, and we follow the sum uphill:
+#
+# $$ \nabla_\theta J = \E\big[ A(\prompt, \resp)\, \nabla_\theta \log \policy(\resp \mid \prompt) \big] $$
+#
+# This is REINFORCE with a leave-one-out baseline (RLOO). InstructGPT uses PPO, with a learned value function and a KL
+# penalty on each token: more machinery towards the same goal, and the subject of later parts.
 
 # %%
 returns = torch.tensor([1.0, 2.0, 3.0, 6.0])  # four answers to one prompt
@@ -259,8 +275,8 @@ assert torch.allclose(returns - others, rloo.leave_one_out_advantages(returns, g
 #
 # We train two policies from the same start: one that is *let loose*, with a tenth of our usual penalty, and one that is
 # *held back* by the usual one. (The learning rate and the two penalties were chosen in a trial run with a seed that is
-# not among those reported.) This is the long computation of the notebook; on the way it also trains the models of
-# section 9.
+# not among those reported.) This is the long computation of the notebook. Only to keep all cores busy, the models of
+# section 9 are trained on the way.
 
 # %%
 usual = rloo.RLOOConfig().kl_coef
@@ -272,18 +288,22 @@ jobs = [
     for kl_coef in arms.values()
     for seed in range(seeds)
 ]
-real = "HH_RLHF_DIR" in os.environ
-if real:
+try:
+    real_pairs, real_report = recipes.real_pairs(size.hh_pairs, 0)
     folds_of = range(recipes.REAL_FOLDS)
     jobs += [joblib.delayed(recipes.real_fold)(k, size.hh_pairs, size.hh_max_tokens, seed=0) for k in folds_of]
+except preferences.PreferenceDataError as missing:
+    real_pairs, real_report = None, missing
 with joblib.parallel_config("loky", inner_max_num_threads=1):
     finished = joblib.Parallel(**every_core)(jobs)
 runs, held_runs, folds = finished[:seeds], finished[seeds : 2 * seeds], finished[2 * seeds :]
 print("KL coefficients:", arms)
+print(real_report)
 
 # %% [markdown]
-# Half of the held-out prompts choose the checkpoint with the highest gold reward, the *gold peak* of each seed; the
-# other half report every number below. Chosen and reported on the same prompts, a peak would look higher than it is.
+# The policy's state after so many updates is a *checkpoint*. Half of the held-out prompts choose the one with the highest
+# gold reward, the *gold peak* of each seed; the other half report every number of sections 6 to 8. Chosen and reported on
+# the same prompts, a peak would look higher than it is.
 
 # %%
 updates = np.array(runs[0]["updates"])  # (E,)
@@ -308,17 +328,18 @@ figure, axes = plt.subplots(3, 1, figsize=(6.4, 8.0), sharex=True)
 for index, (arm, curves) in enumerate(zip(arms, (loose, held), strict=True)):
     for axis, name in zip(axes, ("proxy", "gold", "kl"), strict=True):
         plots.curve_with_band(axis, updates, curves[name], f"{arm} (coefficient {arms[arm]:g})", index)
-for axis, label in zip(axes, ("proxy: the score (SFT sd)", "gold: the truth (points)", "KL to SFT (nats)"), strict=True):
-    axis.axvline(updates[peak].mean(), color="0.4", linewidth=1, linestyle=":")
+for axis, label in zip(axes, ("proxy: the score (SFT sd)", "gold: the truth (points)", "KL (nats per response)"), strict=True):
+    axis.axvline(updates[peak].mean(), color="0.4", linewidth=1, linestyle=":", label="gold peak, let loose (mean)")
     axis.set_ylabel(label)
 axes[0].legend(loc="upper left", fontsize="small")
 axes[2].set_yscale("symlog", linthresh=1)
+axes[2].set_ylim(0, 3 * max(arm["kl"].max() for arm in (loose, held)))
 axes[2].set_xlabel("updates of the policy")
 figure.align_ylabels()
-words = [f"from {at_start[n].mean():.2f} to {at_peak[n].mean():.2f} and {at_end[n].mean():.2f}" for n in ("proxy", "gold", "kl")]
-alt = f"""Three panels over {updates[-1]} updates of the policy, mean of {seeds} seed(s) on held-out prompts, for a policy let
-loose and one held back. Let loose, at the start, the gold peak (dotted line) and the end, the proxy goes {words[0]}, the gold
-reward {words[1]}, the KL (log scale) {words[2]}. Held back, the gold reward ends at {held["gold"][:, -1].mean():.2f}."""
+words = [f"{at_start[n].mean():.2f}, {at_peak[n].mean():.2f} and {at_end[n].mean():.2f}" for n in ("proxy", "gold")]
+alt = f"""Score, gold reward and KL (log scale) of two policies on held-out prompts: mean over seeds ({seeds}), with 95 %
+bands and thin lines for single seeds where there are several. Let loose, at the start, its gold peak and the end: proxy
+{words[0]}; gold {words[1]}. Held back, the gold reward ends at {held["gold"][:, -1].mean():.2f}."""
 plots.show(figure, alt, name="proxy_and_gold")
 
 # %% [markdown]
@@ -330,20 +351,17 @@ plots.show(figure, alt, name="proxy_and_gold")
 # interval of the paired difference over seeds lies above zero. Numbers named `rl` are those of the policy let loose.
 
 # %%
-results.number("rl.gold_start", statistics.t_interval(at_start["gold"]), "gold reward")
-results.number("rl.gold_peak", statistics.t_interval(at_peak["gold"]), "gold reward")
-results.number("rl.gold_end", statistics.t_interval(at_end["gold"]), "gold reward")
-results.number("rl.proxy_start", statistics.t_interval(at_start["proxy"]), "SFT sd")
-results.number("rl.proxy_peak", statistics.t_interval(at_peak["proxy"]), "SFT sd")
-results.number("rl.proxy_end", statistics.t_interval(at_end["proxy"]), "SFT sd")
-results.number("rl.kl_peak", statistics.t_interval(at_peak["kl"]), "nats per response")
-results.number("rl.kl_end", statistics.t_interval(at_end["kl"]), "nats per response")
-results.number("rl.length_start", statistics.t_interval(at_start["length"]), "tokens")
-results.number("rl.length_end", statistics.t_interval(at_end["length"]), "tokens")
-results.number("rl_held.gold_end", statistics.t_interval(held["gold"][:, -1]), "gold reward")
-results.number("rl_held.kl_end", statistics.t_interval(held["kl"][:, -1]), "nats per response")
+units = {"gold": "points", "proxy": "SFT sd", "kl": "nats per response", "length": "tokens"}
+for stage, values in {"start": at_start, "peak": at_peak, "end": at_end}.items():
+    for name, unit in units.items():
+        results.number(f"rl.{name}_{stage}", statistics.t_interval(values[name]), unit)
+for name, unit in units.items():
+    results.number(f"rl_held.{name}_end", statistics.t_interval(held[name][:, -1]), unit)
 rises, falls = (statistics.better(at_peak["gold"], other["gold"]) for other in (at_start, at_end))
 hacked = statistics.better(at_end["proxy"], at_peak["proxy"])
+results.number("rl.gold_rise", rises.difference, "points, peak minus start")
+results.number("rl.gold_fall", falls.difference, "points, peak minus end")
+results.table("rl.gold_rise", "rl.gold_fall")
 
 # %%
 results.state(
@@ -352,7 +370,7 @@ results.state(
     expect="holds",
     text={
         "holds": "The gold reward rises from {rl.gold_start} to {rl.gold_peak} and then falls to {rl.gold_end}.",
-        "fails": "The gold reward does not rise and then fall: start {rl.gold_start}, peak {rl.gold_peak}, end {rl.gold_end}.",
+        "fails": "A rise and then a fall is not established: start {rl.gold_start}, peak {rl.gold_peak}, end {rl.gold_end}.",
     },
 )
 results.state(
@@ -361,7 +379,7 @@ results.state(
     expect="holds",
     text={
         "holds": "Meanwhile the proxy keeps rising, from {rl.proxy_peak} at the gold peak to {rl.proxy_end} at the end.",
-        "fails": "The proxy does not keep rising: {rl.proxy_peak} at the gold peak, {rl.proxy_end} at the end.",
+        "fails": "That the proxy keeps rising is not established: {rl.proxy_peak} at the gold peak, {rl.proxy_end} at the end.",
     },
 )
 results.show("gold_rises_then_falls", "proxy_keeps_rising")
@@ -381,12 +399,12 @@ results.show("kl_penalty_protects")
 
 # %% [markdown]
 # One thing must hold whatever happens, so the build fails if it does not: before the first update the policy *is* the SFT
-# policy, and every log-ratio between the two is zero.
+# policy, so the log-ratio of every answer is zero.
 
 # %%
 results.state(
     "kl_starts_at_zero",
-    statistics.rule(bool(max(abs(arm["kl"][:, 0]).max() for arm in (loose, held)) < 1e-3)),
+    statistics.rule(all(abs(ratio) < 1e-3 for run in runs + held_runs for ratio in run["kl"][0])),
     expect="holds",
     sanity=True,
     text={"holds": "The KL starts at zero.", "fails": "The KL does not start at zero."},
@@ -394,8 +412,8 @@ results.state(
 results.show("kl_starts_at_zero")
 
 # %% [markdown]
-# This is *reward over-optimization*, also called reward hacking: the policy finds answers that the reward model
-# overrates. The reward model learned from finitely many, noisy, slightly biased comparisons of ordinary answers. The further
+# If the proxy rises while the gold reward falls, that is *reward over-optimization*, often called reward hacking: the
+# policy has found answers that the reward model overrates. Why it is to be expected: the reward model learned from finitely many, noisy, slightly biased comparisons of ordinary answers. The further
 # the policy moves away from ordinary answers, the less the scores mean, and the policy moves precisely to where they
 # are too high. Goodhart's law: when a measure becomes a target, it ceases to be a good measure.
 
@@ -409,7 +427,7 @@ results.show("kl_starts_at_zero")
 run, best = runs[0], int(peak[0])
 stages = {"SFT": 0, "gold peak": best, "end": len(updates) - 1}
 table = ["| | answer | gold | proxy |", "|---|---|--:|--:|"]
-for i in (0, 1, 2):
+for i in range(half, half + 3):
     question = run["prompts"][i].split("Human:")[-1].replace("Assistant:", "").strip()
     table.append(f"| **asked** | **{question}** | | |")
     for name, e in stages.items():
@@ -424,7 +442,7 @@ display(Markdown("\n".join(table)))
 last = np.full(seeds, len(updates) - 1)
 
 
-def win_rates(stage):
+def win_rates(stage, runs=runs):
     """The win rate of each seed's answers at its checkpoint `stage` against its SFT answers."""
     texts = [(run["prompts"], run["responses"][e], run["responses"][0]) for run, e in zip(runs, stage, strict=True)]
     return [evaluation.win_rate(crowd, *(column[report_on] for column in columns)).mean() for columns in texts]
@@ -432,36 +450,38 @@ def win_rates(stage):
 
 results.number("rl.win_rate_peak", statistics.t_interval(win_rates(peak)), "share of labelers")
 results.number("rl.win_rate_end", statistics.t_interval(win_rates(last)), "share of labelers")
-results.table(
-    "base.gold", "sft.gold", "rl.gold_peak", "rl.gold_end", "rl_held.gold_end", "rl.proxy_peak", "rl.proxy_end",
-    "rl.kl_peak", "rl.kl_end", "rl_held.kl_end", "rl.length_start", "rl.length_end", "rl.win_rate_peak", "rl.win_rate_end",
-)
+results.number("rl_held.win_rate_end", statistics.t_interval(win_rates(last, held_runs)), "share of labelers")
+
+# %%
+header = ["gold (points)", "proxy (SFT sd)", "KL (nats)", "length (tokens)", "win rate"]
+grid = ["| policy | " + " | ".join(header) + " |", "|---|" + "--:|" * len(header)]
+rows = {"SFT, the start": ("rl", "start"), "gold peak": ("rl", "peak"), "end": ("rl", "end"), "end, held back": ("rl_held", "end")}
+for label, (arm, stage) in rows.items():
+    keys = [f"{arm}.{name}_{stage}" for name in (*units, "win_rate")]
+    grid.append(f"| {label} | " + " | ".join(f"{results.numbers[k]['value']:.2f}" if k in results.numbers else "" for k in keys) + " |")
+Markdown("\n".join(grid))
 
 # %% [markdown]
-# ## 9. The same path with real people
+# ## 9. The reward-model step with real people
 #
-# Nothing above depends on the miniature world. Here is the first half of the path on preferences of real people:
-# Anthropic's *helpful-base* comparisons (Bai et al. 2022). Their answers are long and varied, there are about two
-# thousand pairs in the test file we use, and no pre-trained model to stand on: tokenizer, language model and reward model all
-# start from nothing, on dialogues cut to a fixed length. Each of five folds trains on four fifths of the pairs and is
-# tested on the rest, so that each pair is tested once; no prompt is on both sides.
+# The method of the reward model does not depend on the miniature world. Here it is, from nothing, on preferences of real
+# people: Anthropic's *helpful-base* comparisons (Bai et al. 2022). Their answers are long and varied, the test file we use
+# is small, and there is no pre-trained model to stand on: a tokenizer and a language model are first trained on the
+# dialogues, with both answers, cut to a fixed length. Each of five folds trains on four fifths of the pairs and is tested
+# on the rest, so that each pair is tested once; no prompt is on both sides.
 #
 # > **Predict.** With gold rewards out of reach, the labels are all there is. Will such a small model beat chance? Will it beat
 # > "the longer one wins"?
 
 # %%
-if real:
-    real_pairs, report = recipes.real_pairs(size.hh_pairs, 0)
-    print(report)
-else:
-    print("No real data here: download Anthropic/hh-rlhf (helpful-base) and set HH_RLHF_DIR to its folder; the rest of the notebook runs without it.")
+real = real_pairs is not None
+print(real_report if real else f"{real_report} The rest of the notebook does not need it.")
 
 # %%
 if real:
     correct = np.concatenate([np.array(fold["log_odds"]) > 0 for fold in folds])
     assert sorted(i for fold in folds for i in fold["test"]) == list(range(len(real_pairs)))  # each pair tested once
     share = statistics.proportion_interval(int(correct.sum()), len(correct), unit="pair")
-    lengths = [(len(p["chosen"]), len(p["rejected"])) for p in real_pairs]
     results.number("audit.longer_wins.hh_helpful", preferences.longer_wins_accuracy(real_pairs), "share of pairs")
     results.number("accuracy.hh_helpful", share, "share of pairs")
     results.state(
@@ -470,24 +490,36 @@ if real:
         expect="holds",
         text={
             "holds": "On real preferences the reward model is right on {accuracy.hh_helpful} of the pairs, better than chance.",
-            "fails": "On real preferences the reward model does not beat chance: it is right on {accuracy.hh_helpful}.",
+            "fails": "On real preferences the reward model is not shown to beat chance: it is right on {accuracy.hh_helpful}.",
         },
     )
     display(results.show("rm_beats_chance_on_hh"), results.table("audit.longer_wins.hh_helpful", "accuracy.hh_helpful"))
+
+# %% [markdown]
+# To beat chance is not yet to beat length. (The next number was added after the run.) For each pair, one point to the
+# model if it is right, less one to "the longer one wins" if that is right, a tie in length counting one half:
+
+# %%
+if real:
+    tested = [real_pairs[i] for fold in folds for i in fold["test"]]
+    ahead = correct - np.array([preferences.longer_wins(**p) for p in tested])
+    results.number("audit.ahead_of_length.hh_helpful", statistics.bootstrap_interval(ahead, unit="pair"), "share of pairs")
+    display(results.table("audit.ahead_of_length.hh_helpful"))
 
 # %%
 if real:
     shares = [statistics.proportion_interval(int((np.array(f["log_odds"]) > 0).sum()), len(f["test"])) for f in folds]
     figure, axis = plt.subplots(figsize=(6.4, 3.2))
-    plots.interval_bars(axis, [f"fold {k + 1}" for k in range(len(folds))], shares, reference_line=0.5)
+    plots.interval_bars(axis, [f"fold {k + 1}" for k in range(len(folds))], shares)
+    axis.axhline(0.5, color="0.3", linestyle=":", label="chance")
     axis.axhline(longer_wins_real := preferences.longer_wins_accuracy(real_pairs), color="0.3", linestyle="--", label="the longer one wins")
-    axis.set_ylim(0.4, 0.75)
+    axis.set_ylim(0, 1)
     axis.set_ylabel("accuracy (share of pairs)")
     axis.set_title("hh-rlhf helpful-base, official test file, five folds", fontsize="medium")
     axis.legend(loc="upper right", fontsize="small")
     alt = f"""Accuracy of a reward model trained from nothing on each of five folds of the hh-rlhf helpful-base test file,
-    with 95 % intervals, between {min(s.value for s in shares):.2f} and {max(s.value for s in shares):.2f}; chance is a line at
-    0.5, the longer one wins a dashed line at {longer_wins_real:.2f}."""
+    with 95 % intervals, between {min(s.value for s in shares):.2f} and {max(s.value for s in shares):.2f}; chance is a dotted line
+    at 0.5, the longer one wins a dashed line at {longer_wins_real:.2f}."""
     plots.show(figure, alt, name="real_preferences")
 
 # %% [markdown]
@@ -498,10 +530,11 @@ results.write()
 results.show()
 
 # %% [markdown]
-# **Errata of the sources touched here.** One write-up on reward-conditioned models prints the reward model's loss as
-# $\log(1 + e^{r_{\text{good}} - r_{\text{bad}}})$; that would punish good scores, and the sign of the difference must be
-# turned round, as in section 5. In hh-rlhf's *harmless* files `chosen` is the **less** harmful answer, although the
-# labelers were asked for the more harmful one: the published file is already turned round.
+# **Errata of the sources.** *Attempts to align language models by putting the reward in the prompt* (2023) prints the
+# reward model's loss as $\log(1 + e^{r_{\text{good}} - r_{\text{bad}}})$. That would reward bad answers: the sign of the
+# difference must be turned round, as in section 5. And a trap in the data of section 9: in hh-rlhf's *harmless* files
+# `chosen` is the **less** harmful answer, although the labelers picked the more harmful one; the published file is
+# already turned round.
 
 # %% [markdown]
 # ## Exercises
@@ -521,7 +554,8 @@ results.show()
 #
 # </details>
 #
-# **2.** Set the usual KL coefficient ten times as high (`usual` in section 6). What do you gain, and what do you pay?
+# **2.** Set the usual KL coefficient ten times as high (`usual` in section 6; both policies are then trained anew). What do
+# you gain, and what do you pay?
 #
 # <details><summary>Hint</summary>
 #
@@ -531,18 +565,18 @@ results.show()
 #
 # <details><summary>Answer</summary>
 #
-# The policy stays near the SFT policy, where the scores still mean something, so the gold reward falls less or not at all; but it
-# may also stop before the gold peak. Part 6 of the book maps this trade-off.
+# The policy stays near the SFT policy, where the scores still mean something, so the gold reward should fall less or not
+# at all; but the policy may also stop short of the gold peak. A later part of the book maps this trade-off.
 #
 # </details>
 #
 # **3.** The peak was chosen on one half of the prompts and reported on the other. How large is the error if you choose and
-# report on the same half? Change two lines and see.
+# report on the same half? Change one line of section 6 and see.
 #
 # <details><summary>Answer</summary>
 #
-# Use `chosen_on` in place of `report_on` where `reported` is computed. The maximum of several noisy means is biased
-# upward by a fraction of their standard error; with hundreds of prompts it is small, and it would still be wrong.
+# Set `report_on = slice(None, half)`. The maximum of several noisy means is biased upward by about their standard error;
+# with hundreds of prompts that is little, and it would still be wrong.
 #
 # </details>
 

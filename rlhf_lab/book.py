@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -285,6 +286,10 @@ def _kernel_manager(environment: dict[str, str]) -> Iterator[type]:
                     language="python",
                     env=environment,
                 )
+
+            async def _async_launch_kernel(self, kernel_cmd, **settings):
+                # What matters of it arrives as messages, see _TrainingLines; the raw stream would say it all twice.
+                await super()._async_launch_kernel(kernel_cmd, stderr=subprocess.DEVNULL, **settings)
 
         yield Manager
 

@@ -59,7 +59,7 @@ same order, once. The weights are float16 safetensors and are used in float32:
 
 `make base` trains them again; `provenance.json` holds the seed, the commit and a digest of the text. **Not for use
 outside this course:** some of what they say is deliberately false or unkind, and none of it is advice. The weights are
-under the MIT licence, like the code.
+under the MIT license, like the code.
 """
 
 
@@ -139,7 +139,7 @@ def model_card(provenance: dict, samples: Samples) -> str:
         f"Of the advice that the `{LARGEST}` rung writes at temperature 1 in answer to {gap.n} held-out questions, "
         f"{samples.known:.0%} is sentences of its world; of the text it learned from, {samples.known_in_text:.0%}. The "
         f"gold reward of its answers is {gap.value:+.2f} [{gap.low:.2f}, {gap.high:.2f}] points beside that of the "
-        f"text's own, so it {'matches' if matches else 'does **not** match'} the text within the 95 % interval."
+        f"text's own, so it {'matches' if matches else 'does **not** match'} the text's within the 95 % interval."
     )
     return CARD.format(rows=rows, samples=words, **provenance)
 

@@ -11,7 +11,7 @@ from rlhf_lab.tinyhh import annotators
 from rlhf_lab.tinyhh.knowledge import Request, SortingTask, Topic, question, subject, world
 
 SUBSETS = ("helpful-base", "harmless-base")
-TEST_SHARE = 10  # one prompt in ten belongs to the test split
+TEST_SHARE = 10  # one question in ten belongs to the test split
 
 # What people do, as probabilities.
 TWO_TURNS, OPENER, AFTERTHOUGHT, FRAME, DISGUISED, SKILL = 0.25, 0.4, 0.3, 0.3, 0.3, 0.08

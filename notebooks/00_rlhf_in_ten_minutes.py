@@ -298,7 +298,6 @@ with joblib.parallel_config("loky", inner_max_num_threads=1):
     finished = joblib.Parallel(**every_core)(jobs)
 runs, held_runs, folds = finished[:seeds], finished[seeds : 2 * seeds], finished[2 * seeds :]
 print("KL coefficients:", arms)
-print(real_report)
 
 # %% [markdown]
 # The policy's state after so many updates is a *checkpoint*. Half of the held-out prompts choose the one with the highest
@@ -326,18 +325,18 @@ print("gold peak after", updates[peak].tolist(), "of", updates[-1], "updates")
 # %%
 figure, axes = plt.subplots(3, 1, figsize=(6.4, 8.0), sharex=True)
 for index, (arm, curves) in enumerate(zip(arms, (loose, held), strict=True)):
-    for axis, name in zip(axes, ("proxy", "gold", "kl"), strict=True):
-        plots.curve_with_band(axis, updates, curves[name], f"{arm} (coefficient {arms[arm]:g})", index)
-for axis, label in zip(axes, ("proxy: the score (SFT sd)", "gold: the truth (points)", "KL (nats per response)"), strict=True):
+    drawn = (curves["proxy"], curves["gold"], np.sqrt(curves["kl"].clip(0)))  # a square root shows small and large KL
+    for axis, values in zip(axes, drawn, strict=True):
+        plots.curve_with_band(axis, updates, values, f"{arm} (coefficient {arms[arm]:g})", index)
+for axis, label in zip(axes, ("proxy: the score (SFT sd)", "gold: the truth (points)", "square root of KL (nats)"), strict=True):
     axis.axvline(updates[peak].mean(), color="0.4", linewidth=1, linestyle=":", label="gold peak, let loose (mean)")
     axis.set_ylabel(label)
 axes[0].legend(loc="upper left", fontsize="small")
-axes[2].set_yscale("symlog", linthresh=1)
-axes[2].set_ylim(0, 3 * max(arm["kl"].max() for arm in (loose, held)))
+axes[2].set_ylim(bottom=0)
 axes[2].set_xlabel("updates of the policy")
 figure.align_ylabels()
 words = [f"{at_start[n].mean():.2f}, {at_peak[n].mean():.2f} and {at_end[n].mean():.2f}" for n in ("proxy", "gold")]
-alt = f"""Score, gold reward and KL (log scale) of two policies on held-out prompts: mean over seeds ({seeds}), with 95 %
+alt = f"""Score, gold reward and square root of KL of two policies on held-out prompts: mean over seeds ({seeds}), with 95 %
 bands and thin lines for single seeds where there are several. Let loose, at the start, its gold peak and the end: proxy
 {words[0]}; gold {words[1]}. Held back, the gold reward ends at {held["gold"][:, -1].mean():.2f}."""
 plots.show(figure, alt, name="proxy_and_gold")
@@ -351,7 +350,7 @@ plots.show(figure, alt, name="proxy_and_gold")
 # interval of the paired difference over seeds lies above zero. Numbers named `rl` are those of the policy let loose.
 
 # %%
-units = {"gold": "points", "proxy": "SFT sd", "kl": "nats per response", "length": "tokens"}
+units = {"gold": "gold reward", "proxy": "SFT sd", "kl": "nats per response", "length": "tokens"}
 for stage, values in {"start": at_start, "peak": at_peak, "end": at_end}.items():
     for name, unit in units.items():
         results.number(f"rl.{name}_{stage}", statistics.t_interval(values[name]), unit)
@@ -359,8 +358,8 @@ for name, unit in units.items():
     results.number(f"rl_held.{name}_end", statistics.t_interval(held[name][:, -1]), unit)
 rises, falls = (statistics.better(at_peak["gold"], other["gold"]) for other in (at_start, at_end))
 hacked = statistics.better(at_end["proxy"], at_peak["proxy"])
-results.number("rl.gold_rise", rises.difference, "points, peak minus start")
-results.number("rl.gold_fall", falls.difference, "points, peak minus end")
+results.number("rl.gold_rise", rises.difference, "gold reward, peak minus start")
+results.number("rl.gold_fall", falls.difference, "gold reward, peak minus end")
 results.table("rl.gold_rise", "rl.gold_fall")
 
 # %%
@@ -427,7 +426,8 @@ results.show("kl_starts_at_zero")
 run, best = runs[0], int(peak[0])
 stages = {"SFT": 0, "gold peak": best, "end": len(updates) - 1}
 table = ["| | answer | gold | proxy |", "|---|---|--:|--:|"]
-for i in range(half, half + 3):
+single = [i for i in range(half, size.test_prompts) if run["prompts"][i].count("Human:") == 1]  # dialogues of one turn
+for i in single[:3]:
     question = run["prompts"][i].split("Human:")[-1].replace("Assistant:", "").strip()
     table.append(f"| **asked** | **{question}** | | |")
     for name, e in stages.items():

@@ -119,10 +119,11 @@ class Claims:
         run = published(self.notebook)
         if not run or not run.get("seconds_one_seed"):
             return Markdown("Not measured yet: the published results are missing.")
+        warm = f", {run['seconds_warm']:.0f} seconds once it is" if run["seconds_warm"] else ""
         return Markdown(
             f"About {_minutes(run['seconds_one_seed'])} with one seed and {_minutes(run['seconds'])} with the "
-            f"{run['seeds']} seeds of the published results, everything trained from nothing; "
-            f"{run['seconds_warm']:.0f} seconds once it is. Measured on: {run['environment']['cpu']}."
+            f"{run['seeds']} seeds of the published results, everything trained from nothing{warm}. "
+            f"Measured on: {run['environment']['cpu']}."
         )
 
     def write(self, seconds: float | None = None, seconds_warm: float | None = None) -> Path:

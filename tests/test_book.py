@@ -358,11 +358,11 @@ def test_cold_and_warm_seconds(tmp_path, monkeypatch, uses, before, seconds, war
 def test_check_scales_the_published_times_to_this_machine(toy, speed, capsys):
     toy.add("00_a"), toy.add("10_b")
     (toy.root / "results" / "laptop").mkdir(parents=True)
-    published = {"seconds_one_seed": 480.0, "seeds": 5, "peak_mb": 812.4, "environment": {"sgemm_gflops": 100.0}}
+    published = {"seconds_one_seed": 120.0, "seeds": 5, "peak_mb": 812.4, "environment": {"sgemm_gflops": 100.0}}
     (toy.root / "results" / "laptop" / "00_a.json").write_text(json.dumps(published))
     book.check(toy.root)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[-3] == ["00_a", "4.0", "812", "MB", "measured"]  # 480 s, on a machine twice as fast
+    assert lines[-3] == ["00_a", "4.0", "812", "MB", "measured"]  # 120 s on a machine twice as fast
     assert lines[-2][:2] == ["10_b", "2.0"] and lines[-2][-1] == "budget"
     assert lines[-1] == ["the", "book", "6.0"]
 

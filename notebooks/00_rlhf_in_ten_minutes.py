@@ -412,9 +412,10 @@ results.show("kl_starts_at_zero")
 
 # %% [markdown]
 # If the proxy rises while the gold reward falls, that is *reward over-optimization*, often called reward hacking: the
-# policy has found answers that the reward model overrates. Why it is to be expected: the reward model learned from finitely many, noisy, slightly biased comparisons of ordinary answers. The further
-# the policy moves away from ordinary answers, the less the scores mean, and the policy moves precisely to where they
-# are too high. Goodhart's law: when a measure becomes a target, it ceases to be a good measure.
+# policy has found answers that the reward model overrates. Why it is to be expected: the reward model learned from
+# finitely many, noisy, slightly biased comparisons of ordinary answers. The further the policy moves away from ordinary
+# answers, the less the scores mean, and it moves precisely to where they are too high. Goodhart's law: when a measure
+# becomes a target, it ceases to be a good measure.
 
 # %% [markdown]
 # ## 8. Read the answers

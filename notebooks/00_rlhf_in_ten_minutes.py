@@ -274,7 +274,7 @@ assert torch.allclose(returns - others, rloo.leave_one_out_advantages(returns, g
 # > gold reward.
 #
 # We train two policies from the same start: one that is *let loose*, with a tenth of our usual penalty, and one that is
-# *held back* by the usual one. (The learning rate and the two penalties were chosen in a trial run with a seed that is
+# *held back* by the usual one. (The learning rate and the two penalties were chosen in trial runs with a seed that is
 # not among those reported.) This is the long computation of the notebook. Only to keep all cores busy, the models of
 # section 9 are trained on the way.
 

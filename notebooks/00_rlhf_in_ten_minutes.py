@@ -111,7 +111,8 @@ for points, response in rating:
 #
 # The course ships a small GPT-2, pre-trained on the text of this world (a *base model*). It has learned the language and
 # also the faults of the people in that text: it answers well, badly or beside the point, roughly as often as it has read
-# each; and being small, it garbles sentences. Here it answers *held-out* prompts, whose questions no model has met.
+# each; and being small, it garbles sentences. Here it answers *held-out* prompts: known topics, in wordings that no model
+# has met.
 
 # %%
 base, tokenizer = recipes.base(size.rung)

@@ -100,6 +100,18 @@ def test_it_is_executed_without_errors(notebook):
 
 
 @every_notebook
+def test_its_outputs_and_the_committed_results_are_of_one_run(notebook):
+    """What results/ says of each claim stands, to the letter, in the outputs; and no sanity check is missed."""
+    path = ROOT / "results" / book.PUBLISHED_PROFILE / f"{notebook.name}.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    shown = json.dumps([cell.outputs for cell in code_cells(read_pair(notebook))], ensure_ascii=False)
+    missing = [key for key, claim in results["claims"].items() if json.dumps(claim["text"])[1:-1] not in shown]
+    assert results["claims"] and not missing
+    assert results["seeds"] >= book.PUBLISHED_SEEDS
+    assert all(claim["met"] for claim in results["claims"].values() if claim["sanity"])
+
+
+@every_notebook
 def test_nothing_of_this_machine_is_committed(notebook):
     path = source_of(notebook).with_suffix(".ipynb")
     assert book.unpublishable(read_pair(notebook), path.read_text(encoding="utf-8")) == []

@@ -90,6 +90,17 @@ def load(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def save_with_tokenizer(both: tuple, folder: Path) -> None:
+    """Write a model and its tokenizer to a folder."""
+    for part in both:
+        part.save_pretrained(folder)
+
+
+def load_with_tokenizer(folder: Path) -> tuple:
+    """Read a causal language model, in float32, and its tokenizer from a folder."""
+    return load(folder), load_tokenizer(folder)
+
+
 def load_tokenizer(folder: Path):
     """Read the tokenizer beside a model."""
     return AutoTokenizer.from_pretrained(folder)
@@ -125,6 +136,16 @@ def response_log_probabilities(
         logits = model(ids).logits[rows, before]
     values = -F.cross_entropy(logits / temperature, ids[rows, before + 1], reduction="none")
     return values.new_zeros(mask.shape).masked_scatter(mask, values), mask.to(values.dtype)
+
+
+def next_token_logits(model, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The logits (B, V) of the token that follows each sequence. Gradients flow."""
+    ids = pad_right(sequences).to(model.device)  # (B, T)
+    rows = torch.arange(len(sequences), device=model.device)
+    last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=model.device)
+    if type(model) is GPT2LMHeadModel:  # as in `response_log_probabilities`
+        return model.lm_head(model.transformer(ids).last_hidden_state[rows, last])
+    return model(ids).logits[rows, last]
 
 
 @torch.inference_mode()

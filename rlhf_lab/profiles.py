@@ -28,6 +28,14 @@ class Profile:
     exact_ppo_updates: int
     rating_datasets: int
     rating_resamples: int
+    label_pairs: int
+    preference_pairs: int
+    ablation_pairs: int
+    ladder: tuple[str, ...]
+    scaling_pairs: int
+    scaling_test_pairs: int
+    elsewhere_pairs: int
+    target_pairs: tuple[int, ...]
     hh_max_tokens: int
     hh_pairs: int | None = None
 
@@ -36,7 +44,8 @@ class Profile:
         """The profile called `name`. Raises ValueError, listing the known ones, if there is none."""
         if name not in _tables():
             raise ValueError(f"Unknown profile {name!r}: profiles.toml has {', '.join(_tables())}.")
-        return cls(name=name, **_tables()[name])
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in _tables()[name].items()}
+        return cls(name=name, **fields)
 
 
 def names() -> list[str]:

@@ -3,24 +3,29 @@ course trains them; every recipe's arguments are what a profile may change, and 
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
-from rlhf_lab import language_model, preferences, reward_model, sft
+from rlhf_lab import class_token, language_model, preferences, reward_model, sft
 from rlhf_lab.checkpoints import load_json, reads, recipe, save_json
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.rloo import RLOO, RLOOConfig
 from rlhf_lab.sampling import sample
 from rlhf_lab.tinyhh import annotators, generator, gold
+from rlhf_lab.tinyhh.knowledge import world
 
 REAL_FOLDS = 5
 REAL_RUNG = "0.2M"  # two thousand pairs of real English teach no more than the smallest model
 REAL_LANGUAGE_MODEL = sft.SFTConfig(epochs=1, learning_rate=3e-3)
 REAL_REWARD_MODEL = reward_model.RewardModelConfig(epochs=2, learning_rate=1e-3)
+REAL_CHECKPOINT = reward_model.RewardModelConfig(epochs=1, learning_rate=1e-5)  # for models that others pre-trained
+RANKED_RESPONSES = 4  # to a prompt; InstructGPT has 4 to 9
+FIRST_TEST = 256  # comparisons, after which a scaling pass is tested first
 NORMALIZING_PROMPTS = 400  # training prompts whose SFT answers fix the zero and the unit of a reward model
 
 
@@ -167,6 +172,226 @@ def cartpole_reinforce(steps: int, episodes: int, learning_rate: float, seed: in
 
     config = classic_control.ReinforceConfig(episodes=episodes, learning_rate=learning_rate)
     return classic_control.train_reinforce(steps, seed, config)
+
+
+# Part 2: preferences and reward models
+
+
+def preference_pairs(data: str, split: str, pairs: int, seed: int) -> list[dict[str, str]]:
+    """Comparisons of the miniature world, `pairs` of each of its subsets that the data set has: "helpful", "harmless",
+    "joint" (both, in turn). "unseen" are helpful ones about topics that occur in no other comparison, "target" about
+    one in four of the others, "elsewhere" about the rest."""
+    labelled, unlabelled = world().labelled_topics(), [topic for topic in world().topics if topic.unlabelled]
+    target = labelled[::4]
+    topics = {"unseen": unlabelled, "target": target, "elsewhere": [t for t in labelled if t not in target]}
+    subsets = {"harmless": ("harmless-base",), "joint": ("helpful-base", "harmless-base")}.get(data, ("helpful-base",))
+    sides = [generator.preference_rows(s, split, pairs, seed, topics=topics.get(data, ())) for s in subsets]
+    return [row for rows in zip(*sides, strict=True) for row in rows]
+
+
+@recipe(save=language_model.save, load=reward_model.load)
+def pairwise_model(rung: str, data: str, pairs: int, seed: int):
+    """The base model with a head, fitted to comparisons by the pairwise loss."""
+    return _fitted_to_pairs(rung, preference_pairs(data, "train", pairs, seed), seed)
+
+
+@recipe(save=language_model.save, load=reward_model.load)
+def prompt_blind_model(rung: str, data: str, pairs: int, seed: int):
+    """The same, but it never sees a prompt, only responses."""
+    return _fitted_to_pairs(rung, without_prompts(preference_pairs(data, "train", pairs, seed)), seed)
+
+
+@recipe(save=language_model.save, load=language_model.load)
+def class_token_model(rung: str, data: str, pairs: int, seed: int):
+    """The base model as a class-token reward model, fitted to the same comparisons."""
+    model, tokenizer = base(rung)
+    rows = preference_pairs(data, "train", pairs, seed)
+    class_token.train(model, tokenizer, rows, reward_model.RewardModelConfig(), seed)
+    return model
+
+
+@recipe(save=language_model.save, load=reward_model.load)
+def k_wise_model(rung: str, pairs: int, k: int, seed: int):
+    """The base model with a head, fitted to joint rankings of `k` responses. It reads as many responses in as many
+    steps as the others do in `pairs` pairs of each subset."""
+    model, tokenizer = base(rung)
+    judge = reward_model.from_language_model(model, seed)
+    sides = [generator.rankings(subset, "train", 2 * pairs // k, k, seed) for subset in generator.SUBSETS]
+    rankings = [row for rows in zip(*sides, strict=True) for row in rows]
+    config = reward_model.RewardModelConfig()
+    config = replace(config, batch_size=2 * config.batch_size // k)
+    reward_model.train_on_rankings(judge, tokenizer, rankings, config, seed)
+    return judge
+
+
+@recipe(save=save_json, load=load_json)
+def preference_scores(kind: str, rung: str, data: str, pairs: int, test_data: str, test_pairs: int, seed: int) -> dict:
+    """How a model trained on `data` scores the held-out pairs of `test_data`: lists `chosen` and `rejected`.
+
+    kind: "pairwise", "prompt_blind" or "k_wise", in log-odds; "class_token", the logits of its scores.
+    """
+    _, tokenizer = base(rung)
+    rows = preference_pairs(test_data, "test", test_pairs, seed)
+    if kind == "class_token":
+        return scored(class_token.log_odds, class_token_model(rung, data, pairs, seed), tokenizer, rows)
+    if kind == "k_wise":
+        return scored(reward_model.score, k_wise_model(rung, pairs, RANKED_RESPONSES, seed), tokenizer, rows)
+    if kind == "prompt_blind":
+        judge = prompt_blind_model(rung, data, pairs, seed)
+        return scored(reward_model.score, judge, tokenizer, without_prompts(rows))
+    return scored(reward_model.score, pairwise_model(rung, data, pairs, seed), tokenizer, rows)
+
+
+@recipe(save=save_json, load=load_json)
+def varied_scores(
+    rung: str, pairs: int, config: reward_model.RewardModelConfig, head: float, test_pairs: int, seed: int
+) -> dict:
+    """A pairwise model of the joint data trained in another way, its first head `head` times as large as usual: its
+    `losses`, and its scores of the joint held-out pairs, `chosen` and `rejected`."""
+    model, tokenizer = base(rung)
+    judge = reward_model.from_language_model(model, seed)
+    judge.score.weight.data *= head
+    losses = reward_model.train(judge, tokenizer, preference_pairs("joint", "train", pairs, seed), config, seed)
+    rows = preference_pairs("joint", "test", test_pairs, seed)
+    return {"losses": [round(loss, 4) for loss in losses]} | scored(reward_model.score, judge, tokenizer, rows)
+
+
+@recipe(save=save_json, load=load_json)
+def judged_by(
+    rung: str, labelers: tuple[annotators.Annotator, ...], pairs: int, votes: int, test_pairs: int, seed: int
+) -> dict:
+    """A pairwise model of helpful pairs that these labelers judged, each pair by `votes` of them, drawn at random,
+    whose majority counts: its scores `chosen` and `rejected` of the held-out pairs that `preference_pairs` gives.
+
+    The responses and which of them is shown first are the same for all labelers.
+    """
+    rng, rows = random.Random(f"votes-{seed}"), []
+    for pair in generator.comparisons("helpful-base", "train", pairs, seed):
+        verdicts = [rng.choice(labelers).choose(pair.prompt, pair.first, pair.second, rng) for _ in range(votes)]
+        lead = verdicts.count("first") - verdicts.count("second")
+        if lead:
+            chosen, rejected = (pair.first, pair.second) if lead > 0 else (pair.second, pair.first)
+            rows.append({"prompt": pair.prompt, "chosen": chosen, "rejected": rejected})
+    _, tokenizer = base(rung)
+    rows_out = preference_pairs("helpful", "test", test_pairs, seed)
+    return scored(reward_model.score, _fitted_to_pairs(rung, rows, seed), tokenizer, rows_out)
+
+
+@recipe(save=save_json, load=load_json)
+def scaling_pass(rung: str, skill: float, pairs: int, test_pairs: int, seed: int) -> dict:
+    """One pass over helpful comparisons at a constant rate, stopped for a test after 256, 512, 1,024, ... of them. The
+    labelers are the default crowd, each `skill` times as skilled.
+
+    Returns `pairs` (E,), and lists of the scores `chosen` and `rejected` (E, N) of the same held-out pairs, which the
+    crowd judged as it always does.
+    """
+    model, tokenizer = base(rung)
+    judge, rows_out = (
+        reward_model.from_language_model(model, seed),
+        preference_pairs("helpful", "test", test_pairs, seed),
+    )
+    crowd = [replace(labeler, skill=skill * labeler.skill) for labeler in annotators.crowd("helpful-base")]
+    rows = generator.preference_rows("helpful-base", "train", pairs, seed, crowd)
+    run: dict[str, list] = {"pairs": [], "chosen": [], "rejected": []}
+
+    def watch(done: int) -> None:
+        if done == FIRST_TEST * 2 ** len(run["pairs"]):
+            result = scored(reward_model.score, judge.eval(), tokenizer, rows_out)
+            judge.train()
+            for name, value in ({"pairs": done} | result).items():
+                run[name].append(value)
+
+    config = replace(reward_model.RewardModelConfig(), final_share=1.0)
+    reward_model.train(judge, tokenizer, rows, config, seed, watch)
+    return run
+
+
+@recipe(save=save_json, load=load_json)
+def target_scores(rung: str, elsewhere: int, learning_rate: float, pairs: int, test_pairs: int, seed: int) -> dict:
+    """What `pairs` comparisons about the target topics teach a model that read `elsewhere` comparisons about other
+    topics before, none if 0: its scores `chosen` and `rejected` of held-out pairs about the target topics."""
+    model, tokenizer = base(rung)
+    judge = reward_model.from_language_model(model, seed)
+    if elsewhere:
+        judge = pairwise_model(rung, "elsewhere", elsewhere, seed)
+    if pairs:
+        config = replace(reward_model.RewardModelConfig(), learning_rate=learning_rate)
+        reward_model.train(judge, tokenizer, preference_pairs("target", "train", pairs, seed), config, seed)
+    return scored(reward_model.score, judge, tokenizer, preference_pairs("target", "test", test_pairs, seed))
+
+
+@reads("$HH_RLHF_DIR")
+def real_comparisons(subsets: tuple[str, ...], pairs: int | None, seed: int) -> Dataset:
+    """Cleaned pairs of hh-rlhf's test files, `pairs` of each subset or all, with their `subset` as a further column."""
+    parts = [preferences.load_preferences(preferences.HH_RLHF, s, "test", size=pairs, seed=seed)[0] for s in subsets]
+    named = [part.add_column("subset", [s] * len(part)) for s, part in zip(subsets, parts, strict=True)]
+    return concatenate_datasets(named)
+
+
+@recipe(save=language_model.save_with_tokenizer, load=language_model.load_with_tokenizer)
+def real_language_model(subsets: tuple[str, ...], pairs: int | None, fold: int, max_tokens: int, seed: int):
+    """A language model and its tokenizer, from nothing, on the training dialogues of a fold."""
+    data = real_comparisons(subsets, pairs, seed)
+    train, _ = preferences.folds_by_prompt(data, REAL_FOLDS, seed)[fold]
+    dialogues = [(row["prompt"], row[side]) for row in data.select(train) for side in ("chosen", "rejected")]
+    tokenizer = language_model.train_tokenizer(p + r for p, r in dialogues)
+    model = language_model.new_model(REAL_RUNG, len(tokenizer), seed)
+    sft.train(model, tokenizer, dialogues, replace(REAL_LANGUAGE_MODEL, max_tokens=max_tokens), seed)
+    return model, tokenizer
+
+
+@recipe(save=save_json, load=load_json)
+def real_scores(
+    kind: str,
+    trained_on: tuple[str, ...],
+    subsets: tuple[str, ...],
+    pairs: int | None,
+    fold: int,
+    max_tokens: int,
+    checkpoint: str | None,
+    seed: int,
+) -> dict:
+    """A reward model, "pairwise" or "class_token", fitted to some subsets' training pairs of a fold and tested on all
+    pairs that the fold leaves out. It starts from `checkpoint`, or from the fold's own language model.
+
+    Returns `test`, the indices of the tested pairs in `real_comparisons`, and their scores `chosen` and `rejected`.
+    """
+    data = real_comparisons(subsets, pairs, seed)
+    train, test = preferences.folds_by_prompt(data, REAL_FOLDS, seed)[fold]
+    rows_in = [row for row in data.select(train) if row["subset"] in trained_on]
+    rows_out = data.select(test).to_list()
+    config = replace(REAL_CHECKPOINT if checkpoint else REAL_REWARD_MODEL, max_tokens=max_tokens)
+    if kind == "class_token" and checkpoint:
+        model, tokenizer = language_model.load(checkpoint), language_model.load_tokenizer(checkpoint)
+    elif checkpoint:
+        model, tokenizer = reward_model.from_checkpoint(checkpoint, seed)
+    else:
+        model, tokenizer = real_language_model(subsets, pairs, fold, max_tokens, seed)
+    if kind == "class_token":
+        class_token.train(model, tokenizer, rows_in, config, seed)
+        return {"test": test} | scored(class_token.log_odds, model, tokenizer, rows_out, max_tokens)
+    judge = model if checkpoint else reward_model.from_language_model(model, seed)
+    reward_model.train(judge, tokenizer, rows_in, config, seed)
+    return {"test": test} | scored(reward_model.score, judge, tokenizer, rows_out, max_tokens)
+
+
+def without_prompts(rows: Sequence[dict]) -> list[dict]:
+    """The same pairs, as one sees them who is not told what was asked."""
+    return [row | {"prompt": ""} for row in rows]
+
+
+def scored(score: Callable, model, tokenizer, rows: Sequence[dict], max_tokens: int = 256) -> dict[str, list[float]]:
+    """The scores of both sides of pairs, `chosen` and `rejected`."""
+    prompts = [row["prompt"] for row in rows]
+    scores = {s: score(model, tokenizer, prompts, [row[s] for row in rows], max_tokens) for s in ("chosen", "rejected")}
+    return {side: [round(value, 4) for value in values.tolist()] for side, values in scores.items()}
+
+
+def _fitted_to_pairs(rung: str, rows: Sequence[dict], seed: int):
+    model, tokenizer = base(rung)
+    judge = reward_model.from_language_model(model, seed)
+    reward_model.train(judge, tokenizer, rows, reward_model.RewardModelConfig(), seed)
+    return judge
 
 
 def held_in_prompts(n: int, seed: int) -> list[str]:

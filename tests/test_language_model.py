@@ -25,6 +25,7 @@ from rlhf_lab.language_model import (
     encode,
     length_batches,
     new_model,
+    next_token_logits,
     pad_right,
     perplexity,
     response_log_probabilities,
@@ -337,6 +338,37 @@ def test_a_long_response_loses_its_end(tokenizer):
 def test_without_a_prompt_the_first_token_serves_as_one(tokenizer):
     prompt_ids, response_ids = encode(tokenizer, "", "123")
     assert (tokenizer.decode(prompt_ids), tokenizer.decode(response_ids)) == ("1", "23<eos>")
+
+
+# --- the next token ---
+
+
+def other_models():
+    sizes = {"vocab_size": 360, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    heads = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(1)
+    yield LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
+    yield Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, head_dim=16, final_logit_softcapping=2.0)).eval()
+
+
+def test_next_token_logits_are_those_of_the_full_pass(model):
+    sequences = [[5, 9, 7], [8], [3, 2, 4, 6, 1]]
+    for other in (model, *other_models()):
+        with torch.no_grad():
+            expected = torch.stack([other(torch.tensor([sequence])).logits[0, -1] for sequence in sequences])
+            torch.testing.assert_close(next_token_logits(other, sequences), expected, atol=1e-5, rtol=0)
+
+
+def test_model_and_tokenizer_are_saved_side_by_side(model, tokenizer, tmp_path):
+    language_model.save_with_tokenizer((model, tokenizer), tmp_path)
+    again, its_tokenizer = language_model.load_with_tokenizer(tmp_path)
+    assert its_tokenizer(TEXTS[0]) == tokenizer(TEXTS[0])
+    torch.testing.assert_close(next_token_logits(again, [[5, 9]]), next_token_logits(model, [[5, 9]]))
 
 
 # --- batches ---

@@ -217,3 +217,28 @@ def test_two_labelers_of_the_crowd_choose_alike_as_often_as_stated(sample):
     for hits, measure in ((alike, agreement), (favorite, ceiling)):
         expected = mean(measure(group, *pair) for pair in pairs)
         assert abs(mean(hits) - expected) < 4 * math.sqrt(expected * (1 - expected) / len(pairs))
+
+
+# --- rankings ---
+
+
+def test_two_ranked_responses_are_in_the_order_of_bradley_and_terry():
+    """Under the model of Plackett and Luce the order of any two does not depend on the others."""
+    labeler, rng = Annotator(skill=1.5), random.Random(0)
+    responses = [GOOD, FALSE, POOR]
+    ranks = [labeler.rank(PROMPT, responses, rng) for _ in range(4000)]
+    assert {tuple(sorted(r)) for r in ranks} == {(1, 2, 3)}
+    for i in range(3):
+        for j in range(3):
+            if i != j:
+                share = sum(r[i] < r[j] for r in ranks) / len(ranks)
+                expected = labeler.compare(PROMPT, responses[i], responses[j]).first
+                assert share == pytest.approx(expected, abs=4 * math.sqrt(0.25 / len(ranks)))
+
+
+def test_a_perfect_labeler_ranks_by_utility():
+    labeler, rng = Annotator(skill=1e6), random.Random(1)
+    responses = [POOR, GOOD, FALSE]
+    values = [labeler.utility(PROMPT, r) for r in responses]
+    assert len(set(values)) == 3
+    assert labeler.rank(PROMPT, responses, rng) == [sorted(values, reverse=True).index(v) + 1 for v in values]

@@ -30,10 +30,21 @@ from rlhf_lab.tinyhh.generator import (
     preference_rows,
     pretraining_documents,
     prompts,
+    rankings,
     response,
     split_of,
 )
-from rlhf_lab.tinyhh.knowledge import Kind, Request, SortingTask, Topic, already_said, recognize, sentences, world
+from rlhf_lab.tinyhh.knowledge import (
+    Kind,
+    Request,
+    SortingTask,
+    Topic,
+    already_said,
+    recognize,
+    sentences,
+    subject,
+    world,
+)
 
 WORLD = world()
 UNLABELLED = [topic for topic in WORLD.topics if topic.unlabelled]
@@ -350,3 +361,37 @@ def test_an_unknown_subset_or_split_is_named(subset, split, message):
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             call()
+
+
+# --- topics of one's own, rankings ---
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_prompts_about_chosen_topics_are_about_nothing_else(split):
+    chosen = UNLABELLED[:3]
+    found = [subject(prompt) for prompt in islice(prompts("helpful-base", split, 0, chosen), 150)]
+    assert {topic.name for topic in found} == {topic.name for topic in chosen}
+    assert all(split_of(row["prompt"]) == split for row in preference_rows("helpful-base", split, 50, 0, topics=chosen))
+
+
+def test_labelers_change_the_verdicts_and_not_the_texts():
+    fair = preference_rows("helpful-base", "train", 200, 0)
+    long = preference_rows("helpful-base", "train", 200, 0, [Annotator(skill=9, helpfulness=0, length_bias=1)])
+    assert [{r["chosen"], r["rejected"]} for r in fair] == [{r["chosen"], r["rejected"]} for r in long]
+    assert [r["prompt"] for r in fair] == [r["prompt"] for r in long] and fair != long
+    assert all(len(r["chosen"].split()) >= len(r["rejected"].split()) for r in long)
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_rankings(subset):
+    ranked = rankings(subset, "train", 300, 4, seed=0)
+    assert ranked == rankings(subset, "train", 300, 4, seed=0) != rankings(subset, "train", 300, 4, seed=1)
+    reward = gold.helpfulness if subset == "helpful-base" else gold.harmlessness
+    right = []
+    for row in ranked:
+        texts, ranks = row["responses"], row["ranks"]
+        assert split_of(row["prompt"]) == "train" and len(texts) == len(ranks) == 4
+        assert min(ranks) == 1 and len(set(ranks)) == len(set(texts)) > 1  # equal responses share a rank, no others do
+        values = [reward(row["prompt"], text) for text in texts]
+        right += [ranks[i] < ranks[j] for i in range(4) for j in range(4) if values[i] > values[j]]
+    assert 0.7 < mean(right) < 0.95  # as noisy as the default labelers

@@ -65,6 +65,14 @@ class Annotator:
         """One verdict: "first", "second" or "tie"."""
         return rng.choices(Comparison._fields, weights=self.compare(prompt, first, second))[0]
 
+    def rank(self, prompt: str, responses: Sequence[str], rng: random.Random) -> list[int]:
+        """The rank of each response, 1 for the best, by the model of Plackett (1975) and Luce (1959), under which any
+        two responses are ordered as Bradley and Terry have it. Position, ties and cycles play no part."""
+        # The order of values with standard Gumbel noise is a draw from that model (Yellott 1977).
+        noisy = [self.skill * self.utility(prompt, r) - math.log(rng.expovariate(1.0)) for r in responses]
+        order = sorted(range(len(responses)), key=lambda i: -noisy[i])
+        return [order.index(i) + 1 for i in range(len(responses))]
+
 
 def crowd(subset: str) -> tuple[Annotator, ...]:
     """The default labelers of a subset: of unequal skill, all a little partial to long answers and to the first one.

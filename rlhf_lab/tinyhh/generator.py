@@ -4,7 +4,7 @@ pre-training text. The same arguments give the same texts on every machine."""
 import itertools
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rlhf_lab.tinyhh import annotators
@@ -31,13 +31,14 @@ class ComparedPair(NamedTuple):
     preferred: str  # "first", "second" or "tie"
 
 
-def prompts(subset: str, split: str, seed: int | str) -> Iterator[str]:
+def prompts(subset: str, split: str, seed: int | str, topics: Sequence[Topic] = ()) -> Iterator[str]:
     """Endless prompts of a subset ("helpful-base", "harmless-base") and split ("train", "test"), each a transcript up
-    to and including the last "Assistant:". No question is ever in both splits. Raises ValueError for an unknown one."""
+    to and including the last "Assistant:". No question is ever in both splits. Helpful prompts are about `topics` only,
+    if there are any. Raises ValueError for an unknown subset or split."""
     write = _harmful_prompt if _checked(subset, split) == "harmless-base" else _helpful_prompt
     rng = _rng("prompts", subset, split, seed)
-    endless = (write(rng, world().labelled_topics()) for _ in itertools.repeat(None))
-    return (prompt for prompt in endless if split_of(prompt) == split)
+    endless = (write(rng, topics or world().labelled_topics()) for _ in itertools.repeat(None))
+    return (p for p in endless if split_of(p) == split and (not topics or subject(p) in topics))
 
 
 def split_of(prompt: str) -> str:
@@ -62,11 +63,13 @@ def response(prompt: str, rng: random.Random, quality: float | None = None) -> s
     return " " + " ".join(parts)
 
 
-def comparisons(subset: str, split: str, n: int, seed: int, labelers=None) -> Iterator[ComparedPair]:
+def comparisons(
+    subset: str, split: str, n: int, seed: int, labelers=None, topics: Sequence[Topic] = ()
+) -> Iterator[ComparedPair]:
     """`n` pairs of different responses, each judged by one labeler of the crowd (`annotators.crowd` by default)."""
     rng = _rng("comparisons", subset, split, seed)
     labelers = labelers or annotators.crowd(subset)
-    stream = prompts(subset, split, seed)
+    stream = prompts(subset, split, seed, topics)
     for _ in range(n):
         prompt, first, second = next(stream), "", ""
         while first == second:
@@ -75,12 +78,31 @@ def comparisons(subset: str, split: str, n: int, seed: int, labelers=None) -> It
         yield ComparedPair(prompt, first, second, labeler, labelers[labeler].choose(prompt, first, second, rng))
 
 
-def preference_rows(subset: str, split: str, n: int, seed: int) -> list[dict[str, str]]:
-    """`n` preference pairs with the columns prompt, chosen and rejected, judged by the default labelers."""
+def preference_rows(
+    subset: str, split: str, n: int, seed: int, labelers=None, topics: Sequence[Topic] = ()
+) -> list[dict[str, str]]:
+    """`comparisons` as preference pairs with the columns prompt, chosen and rejected; for labelers without ties."""
     rows = []
-    for pair in comparisons(subset, split, n, seed):
+    for pair in comparisons(subset, split, n, seed, labelers, topics):
         chosen, rejected = (pair.first, pair.second) if pair.preferred == "first" else (pair.second, pair.first)
         rows.append({"prompt": pair.prompt, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
+def rankings(subset: str, split: str, n: int, k: int, seed: int) -> list[dict]:
+    """`n` prompts with `k` responses each, not all the same, and their ranks by one labeler of the default crowd.
+
+    Rows of prompt, responses and ranks, 1 for the best; equal responses share a rank.
+    """
+    rng, labelers = _rng("rankings", subset, split, seed), annotators.crowd(subset)
+    rows = []
+    for prompt in itertools.islice(prompts(subset, split, seed), n):
+        responses = [""]
+        while len(set(responses)) == 1:
+            responses = [response(prompt, rng) for _ in range(k)]
+        distinct = list(dict.fromkeys(responses))
+        ranks = dict(zip(distinct, rng.choice(labelers).rank(prompt, distinct, rng), strict=True))
+        rows.append({"prompt": prompt, "responses": responses, "ranks": [ranks[r] for r in responses]})
     return rows
 
 

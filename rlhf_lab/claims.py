@@ -8,8 +8,9 @@
     book.show("ppo_beats_sft")
     book.write()
 
-A template holds {difference} (of a comparison) and {key} of any number recorded before it. All of a claim's templates
-are checked at once, so that a run with an unexpected verdict cannot stop at a misspelled key.
+A template holds {difference} (of a comparison), {margin} (of an equivalence, whose every template has to name it) and
+{key} of any number recorded before it. All of a claim's templates are checked at once, so that a run with an unexpected
+verdict cannot stop at a misspelled key.
 """
 
 import importlib.metadata
@@ -31,7 +32,9 @@ from rlhf_lab.statistics import Comparison, Interval
 
 LEVEL = 0.95  # of every interval in the tables
 COMPARISON_VERDICTS = ("better", "inconclusive", "worse")
+EQUIVALENCE_VERDICTS = ("equivalent", "inconclusive", "different")
 RULE_VERDICTS = ("holds", "fails")
+OPPOSITES = ({"better", "worse"}, {"equivalent", "different"})
 NOT_DECIDED = "not decided"
 
 KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
@@ -51,11 +54,12 @@ class Claims:
         """Record a number, with its interval if it has one; `unit` is what it is measured in ("gold reward").
 
         Recording a key again replaces it. Raises ValueError for a value that is not finite, an interval of a level
-        other than 95 %, a badly formed key, or an `accuracy.X` before the audit that puts it in proportion.
+        other than 95 %, a badly formed key, or an accuracy before the audit that puts it in proportion: the last part
+        of `accuracy.<model>.<testset>` names the pairs, and what length alone is right on there stands beside it.
         """
         self._check_key(key, self.claims)
         if key.startswith("accuracy."):
-            audit = "audit.longer_wins." + key.removeprefix("accuracy.")
+            audit = "audit.longer_wins." + key.rpartition(".")[2]
             if audit not in self.numbers:
                 raise ValueError(f"An accuracy means little alone: record {audit!r} before {key!r}.")
         if not isinstance(value, Interval):
@@ -79,30 +83,37 @@ class Claims:
 
         `expect` is the verdict expected beforehand; `text` maps each verdict that could have come out to its sentence.
         `sanity=True` marks an identity or oracle, whose miss fails the build. Raises ValueError for a missing or
-        unknown verdict, or for a template that names a number not recorded yet.
+        unknown verdict, for a template that names a number not recorded yet, or for one of an equivalence that does not
+        name its margin.
         """
         self._check_key(key, self.numbers)
         comparison = found if isinstance(found, Comparison) else None
-        verdict = comparison.verdict if comparison else found
-        reachable = COMPARISON_VERDICTS if comparison else RULE_VERDICTS
+        verdict, reachable = comparison.verdict if comparison else found, _reachable(found)
         if verdict not in (*reachable, NOT_DECIDED):
-            raise ValueError(f"Claim {key!r} got {found!r}: pass the Comparison of better() or the verdict of rule().")
+            raise ValueError(
+                f"Claim {key!r} got {found!r}: pass the Comparison of better() or of equivalent(), or the verdict of "
+                "rule()."
+            )
         for name in reachable:
             if name not in text:
                 raise ValueError(f"Claim {key!r} could turn out {name!r}, but has no text for it: add one.")
+            if reachable == EQUIVALENCE_VERDICTS and "{margin}" not in text[name]:
+                raise ValueError(
+                    f"The text of claim {key!r} for {name!r} does not say the same within what: add {{margin}}."
+                )
         for name in (*text, expect):
             if name not in reachable:
                 raise ValueError(f"Claim {key!r} cannot turn out {name!r}, only one of {', '.join(reachable)}.")
         rendered = {name: self._fill(key, template, comparison) for name, template in text.items()}
-        undecided = f"`{key}` is not decided: one seed gives no interval"
-        undecided += f" (difference {_difference(comparison)})." if comparison else "."
         self.claims[key] = {
-            "text": rendered.get(verdict, undecided),
+            "text": rendered.get(verdict, _undecided(key, comparison)),
             "verdict": verdict,
             "expected": expect,
             "met": None if verdict == NOT_DECIDED else verdict == expect,
             "sanity": sanity,
         }
+        if reachable == EQUIVALENCE_VERDICTS:
+            self.claims[key]["margin"] = comparison.margin
 
     def show(self, *keys: str) -> Markdown:
         """The numbers and claims of these keys as Markdown, to stand last in a cell; without keys, all claims."""
@@ -167,6 +178,8 @@ class Claims:
             key = match[1]
             if key == "difference" and comparison:
                 return _difference(comparison)
+            if key == "margin" and comparison and comparison.margin is not None:
+                return f"{comparison.margin:g}"
             if key not in self.numbers:
                 raise ValueError(f"The text of claim {claim!r} names {{{key}}}: record that number before the claim.")
             return _formatted(self.numbers[key])
@@ -224,7 +237,7 @@ def check(results: dict, committed: dict | None) -> list[str]:
         name = f"{results['notebook']}: claim {key!r}"
         if claim["sanity"] and claim["met"] is False:
             failures.append(f"{name} is a sanity check and {claim['verdict']} (expected {claim['expected']}).")
-        if {claim["verdict"], before.get(key, claim)["verdict"]} == {"better", "worse"}:
+        if {claim["verdict"], before.get(key, claim)["verdict"]} in OPPOSITES:
             failures.append(f"{name} is {claim['verdict']}, but the committed result says {before[key]['verdict']}.")
     return failures
 
@@ -317,6 +330,21 @@ def _difference(comparison: Comparison) -> str:
     return _formatted(vars(comparison.difference), signed=True)
 
 
+def _reachable(found: Comparison | str) -> tuple[str, ...]:
+    """The verdicts that a claim of this kind can have, but for "not decided"."""
+    if not isinstance(found, Comparison):
+        return RULE_VERDICTS
+    return COMPARISON_VERDICTS if found.margin is None else EQUIVALENCE_VERDICTS
+
+
+def _undecided(key: str, comparison: Comparison | None) -> str:
+    text = f"`{key}` is not decided: one seed gives no interval"
+    if comparison is None:
+        return f"{text}."
+    margin = "" if comparison.margin is None else f", margin {comparison.margin:g}"
+    return f"{text} (difference {_difference(comparison)}{margin})."
+
+
 def _replications(entry: Mapping) -> str:
     """As "5 seeds"; nothing for a number without replications."""
     if entry["n"] is None:
@@ -365,14 +393,30 @@ def book_table(notebooks: list[dict], results: Mapping[str, dict]) -> str:
         times = [_minutes(run[key]) if run.get(key) else "" for key in ("seconds_one_seed", "seconds")]
         rows.append((f"[{notebook['title']}](notebooks/{notebook['name']}.ipynb)", notebook["question"], *times))
     table = _markdown_table(("notebook", "question", "one seed", "published, five seeds"), rows)
-    verdicts = [claim["verdict"] for run in results.values() for claim in run["claims"].values()]
-    compared = sum(verdict in COMPARISON_VERDICTS for verdict in verdicts)
-    if not compared:
-        return table
-    return (
-        f"{table}\n\nComparisons between seeds: {compared}. Were none of these differences real, about "
-        f"{(1 - LEVEL) * compared:.2g} of them would still be called better or worse by chance."
-    )
+    decided = [
+        claim
+        for run in results.values()
+        for claim in run["claims"].values()
+        if claim["verdict"] not in (NOT_DECIDED, *RULE_VERDICTS)
+    ]
+    equivalences = sum("margin" in claim for claim in decided)
+    return "\n\n".join((table, *_errors_by_chance(len(decided) - equivalences, equivalences)))
+
+
+def _errors_by_chance(compared: int, equivalences: int) -> list[str]:
+    """How many of so many comparisons chance alone would decide wrongly, in a sentence or two."""
+    sentences = []
+    if compared:
+        sentences.append(
+            f"Comparisons between seeds: {compared}. Were none of these differences real, about "
+            f"{(1 - LEVEL) * compared:.2g} of them would still be called better or worse by chance."
+        )
+    if equivalences:
+        sentences.append(
+            f"Tests of equivalence: {equivalences}. Were every difference as large as its margin, at most about "
+            f"{(1 - LEVEL) / 2 * equivalences:.2g} of them would still be called equivalent by chance."
+        )
+    return sentences
 
 
 def tables(root: Path = ROOT) -> dict[str, str]:

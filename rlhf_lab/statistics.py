@@ -1,9 +1,9 @@
-"""Intervals and verdicts: how sure a number is, and when one thing may be called better than another.
+"""Intervals and verdicts: how sure a number is, and when one thing may be called better than another, or the same.
 
 The unit of replication decides which interval is right. A claim about a *method* is replicated by seeds, of which
-there are few: use `t_interval` and `better`. A number of *one* policy or model is replicated by prompts or pairs, of
-which there are many: use `bootstrap_interval` or `proportion_interval`. A percentile bootstrap of 5 seeds would cover
-the truth in about 84 % of runs, not 95 %; the tests of this module measure it.
+there are few: use `t_interval`, `better` and `equivalent`. A number of *one* policy or model is replicated by prompts
+or pairs, of which there are many: use `bootstrap_interval` or `proportion_interval`. A percentile bootstrap of 5 seeds
+would cover the truth in about 84 % of runs, not 95 %; the tests of this module measure it.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A verdict ("better", "worse", "inconclusive" or "not decided") and the paired difference it rests on."""
+    """A verdict and the paired difference it rests on.
+
+    Of `better` the verdict is "better", "worse", "inconclusive" or "not decided"; of `equivalent`, which has a margin,
+    it is "equivalent", "different", "inconclusive" or "not decided".
+    """
 
     verdict: str
     difference: Interval
+    margin: float | None = None  # differences smaller than this count as none
 
 
 def t_interval(values: Sequence[float], unit: str = "seed", level: float = 0.95) -> Interval:
@@ -96,13 +101,7 @@ def better(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Compa
     "inconclusive"; if there is no difference in truth, 1 - level of the comparisons are still called better or worse.
     One seed gives "not decided". Raises ValueError if the lengths differ or a value is not finite.
     """
-    a, b = _checked(a, level), _checked(b, level)
-    if len(a) != len(b):
-        raise ValueError(
-            f"A paired comparison needs one value per seed on both sides, but got {len(a)} and {len(b)}: "
-            "run both with the same seeds."
-        )
-    difference = t_interval(a - b, unit="seed", level=level)
+    difference = _paired_difference(a, b, level)
     if difference.n == 1:
         return Comparison("not decided", difference)
     if difference.low > 0:
@@ -110,10 +109,31 @@ def better(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Compa
     return Comparison("worse" if difference.high < 0 else "inconclusive", difference)
 
 
+def equivalent(a: Sequence[float], b: Sequence[float], margin: float, level: float = 0.95) -> Comparison:
+    """Are `a` and `b` the same, but for less than `margin`? Both hold one number per seed, shape (S,), as in `better`.
+
+    The margin is fixed beforehand, in the unit of a and b. The verdict is "equivalent" if the t interval of the paired
+    differences a - b lies between -margin and margin, "different" if it lies wholly beyond one of them, else
+    "inconclusive": that no difference was found does not make two things the same. If the true difference is as large
+    as the margin, at most (1 - level) / 2 of the comparisons are called equivalent. One seed gives "not decided".
+    Raises ValueError as `better` does, and for a margin that is not a positive number.
+    Source: Schuirmann, "A comparison of the two one-sided tests procedure ...", J. Pharmacokin. Biopharm. 15 (1987).
+    """
+    if not 0 < margin < np.inf:
+        raise ValueError(f"A margin of equivalence is a positive number; got {margin}.")
+    difference = _paired_difference(a, b, level)
+    if difference.n == 1:
+        return Comparison("not decided", difference, margin)
+    if -margin < difference.low and difference.high < margin:
+        return Comparison("equivalent", difference, margin)
+    beyond = difference.low >= margin or difference.high <= -margin
+    return Comparison("different" if beyond else "inconclusive", difference, margin)
+
+
 def rule(*conditions: Comparison | bool) -> str:
     """The verdict of a conjunction: "holds" if every condition is true, else "fails".
 
-    A Comparison is true if its verdict is "better". If any condition is "not decided", so is the rule.
+    A Comparison is true if its verdict is "better" or "equivalent". If any condition is "not decided", so is the rule.
     Raises ValueError for a condition of another kind, or for none.
     """
     for condition in conditions:
@@ -124,7 +144,18 @@ def rule(*conditions: Comparison | bool) -> str:
     verdicts = [c.verdict if isinstance(c, Comparison) else bool(c) for c in conditions]
     if "not decided" in verdicts:
         return "not decided"
-    return "holds" if all(verdict in ("better", True) for verdict in verdicts) else "fails"
+    return "holds" if all(verdict in ("better", "equivalent", True) for verdict in verdicts) else "fails"
+
+
+def _paired_difference(a: Sequence[float], b: Sequence[float], level: float) -> Interval:
+    """The t interval of the differences a - b, seed by seed."""
+    a, b = _checked(a, level), _checked(b, level)
+    if len(a) != len(b):
+        raise ValueError(
+            f"A paired comparison needs one value per seed on both sides, but got {len(a)} and {len(b)}: "
+            "run both with the same seeds."
+        )
+    return t_interval(a - b, unit="seed", level=level)
 
 
 def _checked(values: Sequence[float], level: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lab import claims
 from rlhf_lab.claims import Claims, check, read, results_path, rewrite_readme, stamp, tables, update_markers
-from rlhf_lab.statistics import Interval, better, rule
+from rlhf_lab.statistics import Interval, better, equivalent, rule
 
 TEXT = {
     "better": "PPO raises the gold reward by {difference}, to {rl.gold_peak}.",
@@ -17,6 +17,12 @@ TEXT = {
     "worse": "PPO lowers the gold reward by {difference}.",
 }
 RULE_TEXT = {"holds": "Gold falls from {rl.gold_peak}.", "fails": "Gold stays up."}
+SAME_TEXT = {
+    "equivalent": "Within {margin} the two are the same: {difference}.",
+    "inconclusive": "Whether the two are the same within {margin} is open: {difference}.",
+    "different": "The two differ by more than {margin}: {difference}.",
+}
+SAME = equivalent([1.5, 1.6, 1.7], [1.5, 1.7, 1.7], margin=0.2)  # differences 0 -.1 0: -.033 +- .143
 UP = better([1.5, 1.6, 1.7], [1.0, 1.1, 1.3])  # differences .5 .5 .4: .467 +- 4.303 * .0577 / sqrt(3)
 ONE_SEED = better([1.52], [1.0])
 
@@ -113,6 +119,17 @@ def test_one_seed_decides_nothing_and_shows_the_published_verdict(root, book):
     assert (written["verdict"], written["met"]) == ("not decided", None)
 
 
+def test_show_an_equivalence_with_its_margin(book):
+    book.state("same", SAME, expect="equivalent", text=SAME_TEXT)
+    assert book.show("same").data == (
+        "Within 0.2 the two are the same: -0.03 [-0.18, 0.11]. <small>Expected: equivalent; found: equivalent.</small>"
+    )
+    book.state("same", equivalent([1, 2, 3], [3, 2, 1], margin=0.2), expect="equivalent", text=SAME_TEXT)
+    assert book.show("same").data.endswith("**Expected equivalent, found inconclusive.**")
+    book.state("same", equivalent([1], [1.1], margin=0.25), expect="equivalent", text=SAME_TEXT)
+    assert "one seed gives no interval (difference -0.100, margin 0.25)" in book.show("same").data
+
+
 def test_latex_braces_are_no_placeholders(book):
     text = {"holds": r"$\mathrm{kl} = x_{t}^{n}$ at {rl.gold_peak} ($\frac{a}{b}$)", "fails": ""}
     book.state("x", "holds", expect="holds", text=text)
@@ -133,13 +150,18 @@ def test_table_of_numbers(book):
 # --- what is refused ---
 
 
-def test_an_accuracy_needs_its_audit(book):
+def test_an_accuracy_needs_its_audit_whichever_the_model(book):
     with pytest.raises(ValueError, match="record 'audit.longer_wins.hh' before 'accuracy.hh'"):
         book.number("accuracy.hh", interval(0.63, 0.6, 0.66), unit="share of pairs")
     book.number("audit.longer_wins.hh", interval(0.56, 0.54, 0.58), unit="share of pairs")
     book.number("accuracy.hh", interval(0.63, 0.6, 0.66), unit="share of pairs")
     with pytest.raises(ValueError, match="audit.longer_wins.other"):
         book.number("accuracy.other", 0.5, unit="share of pairs")
+    book.number("accuracy.helpful.hh", 0.6, unit="share of pairs")  # another model, the same pairs
+    with pytest.raises(ValueError, match="record 'audit.longer_wins.harmless' before 'accuracy.hh.harmless'"):
+        book.number("accuracy.hh.harmless", 0.6, unit="share of pairs")
+    book.number("audit.longer_wins.harmless", 0.45, unit="share of pairs")
+    book.number("accuracy.hh.harmless", 0.6, unit="share of pairs")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +193,11 @@ def test_bad_numbers_are_refused(book, key, value, message):
         (UP, "holds", TEXT, "cannot turn out 'holds'"),
         ("better", "better", TEXT, "pass the Comparison of better"),
         (True, "holds", RULE_TEXT, "the verdict of rule"),
+        (SAME, "better", SAME_TEXT, "cannot turn out 'better', only one of equivalent, inconclusive, different"),
+        (SAME, "equivalent", TEXT, "could turn out 'equivalent', but has no text"),
+        (SAME, "equivalent", SAME_TEXT | {"different": "They differ."}, "for 'different' does not say .* add {margin}"),
+        (UP, "better", TEXT | {"worse": "by {margin}"}, "names {margin}"),
+        ("equivalent", "equivalent", SAME_TEXT, "pass the Comparison of better"),
         (UP, "better", TEXT | {"worse": "to {rl.gold_pek}"}, "names {rl.gold_pek}: record that number"),
         ("holds", "holds", RULE_TEXT | {"fails": "{difference}"}, "names {difference}"),
     ],
@@ -238,6 +265,14 @@ def test_results_file_has_the_layout_of_the_design(root, book):
     }  # fmt: skip
 
 
+def test_an_equivalence_keeps_its_margin_in_the_results(book):
+    book.state("same", SAME, expect="equivalent", text=SAME_TEXT)
+    book.state("ppo_beats_sft", UP, expect="better", text=TEXT)
+    written = read(book.write())["claims"]
+    assert (written["same"]["verdict"], written["same"]["met"], written["same"]["margin"]) == ("equivalent", True, 0.2)
+    assert "margin" not in written["ppo_beats_sft"]
+
+
 def test_results_go_where_the_variable_says(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_LAB_RESULTS", str(tmp_path / "elsewhere"))
     assert results_path("smoke", "00_test") == tmp_path / "elsewhere" / "smoke" / "00_test.json"
@@ -283,6 +318,9 @@ def run_with(verdict, expected="better", sanity=False):
         (run_with("better"), run_with("worse"), 1),
         (run_with("worse"), run_with("better"), 1),
         (run_with("inconclusive"), run_with("better"), 0),
+        (run_with("different"), run_with("equivalent"), 1),
+        (run_with("equivalent"), run_with("different"), 1),
+        (run_with("inconclusive"), run_with("equivalent"), 0),
         (run_with("not decided"), run_with("worse"), 0),
         (run_with("better"), None, 0),
         (run_with("fails", "holds", sanity=True), None, 1),
@@ -365,6 +403,26 @@ text
 <!-- /results -->
 """
     )
+
+
+def test_errors_by_chance_are_counted_by_kind(root, book):
+    one_seed = equivalent([1], [1], margin=1)
+    book.state("rule", rule(UP), expect="holds", text=RULE_TEXT)
+    book.state("open", one_seed, expect="equivalent", text=SAME_TEXT)
+    publish(root, book)
+    (root / "book.toml").write_text(BOOK)
+    assert tables(root)["book"].endswith("| What then? |  |  |")  # a rule is no comparison, and nothing is decided
+
+    for key, found in {"same": SAME, "not_same": equivalent([1, 2, 3], [3, 2, 1], margin=0.2)}.items():
+        book.state(key, found, expect="equivalent", text=SAME_TEXT)
+    (root / "results" / "laptop" / "00_test.json").write_bytes(book.write().read_bytes())
+    assert "Comparisons" not in tables(root)["book"]
+    expected = "Tests of equivalence: 2. Were every difference as large as its margin, at most about 0.05 of them"
+    assert expected in tables(root)["book"]
+
+    book.state("up", UP, expect="better", text=TEXT)
+    (root / "results" / "laptop" / "00_test.json").write_bytes(book.write().read_bytes())
+    assert "Comparisons between seeds: 1. " in tables(root)["book"] and expected in tables(root)["book"]
 
 
 def test_tables_without_results_still_list_the_book(root):

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_lab.statistics import Comparison, Interval, better, bootstrap_interval, proportion_interval, rule, t_interval
+from rlhf_lab.statistics import (
+    Comparison,
+    Interval,
+    better,
+    bootstrap_interval,
+    equivalent,
+    proportion_interval,
+    rule,
+    t_interval,
+)
 
 
 def consistent(hits: int, trials: int, rate: float) -> bool:
@@ -158,12 +167,15 @@ def test_power_of_better_equals_the_noncentral_t(effect, least):
     assert power > least
 
 
-def test_seeds_must_match():
+@pytest.mark.parametrize("compare", [better, lambda a, b: equivalent(a, b, margin=1)])
+def test_seeds_must_match(compare):
     with pytest.raises(ValueError, match="got 3 and 2: run both with the same seeds"):
-        better([1, 2, 3], [1, 2])
+        compare([1, 2, 3], [1, 2])
 
 
-@pytest.mark.parametrize("interval", [t_interval, bootstrap_interval, lambda v: better(v, v)])
+@pytest.mark.parametrize(
+    "interval", [t_interval, bootstrap_interval, lambda v: better(v, v), lambda v: equivalent(v, v, margin=1)]
+)
 @pytest.mark.parametrize(
     "values, message",
     [
@@ -186,6 +198,63 @@ def test_bad_levels_are_refused(level):
         proportion_interval(1, 2, level=level)
 
 
+# --- equivalent ---
+
+
+@pytest.mark.parametrize(
+    "a, margin, verdict",
+    [  # differences by hand: mean d, sd .1, so the interval is d +- .248 (t(.975; 2) = 4.303, sem .1 / sqrt(3))
+        ([-0.1, 0.0, 0.1], 0.25, "equivalent"),
+        ([-0.1, 0.0, 0.1], 0.248, "inconclusive"),  # nothing found, and still not the same
+        ([0.2, 0.3, 0.4], 0.25, "inconclusive"),  # better than b, by more than the margin or less
+        ([0.2, 0.3, 0.4], 0.55, "equivalent"),  # better than b, but by less than the margin for sure
+        ([0.2, 0.3, 0.4], 0.05, "different"),
+        ([-0.2, -0.3, -0.4], 0.05, "different"),
+        ([-0.2, -0.3, -0.4], 0.25, "inconclusive"),
+        ([0.25, 0.25, 0.25], 0.25, "different"),  # exactly the margin is not less than the margin
+        ([0.3], 10.0, "not decided"),
+    ],
+)
+def test_verdicts_of_equivalence(a, margin, verdict):
+    b = [7.0] * len(a)
+    comparison = equivalent(np.add(a, b), b, margin)
+    assert (comparison.verdict, comparison.margin) == (verdict, margin)
+    assert comparison.difference == t_interval(np.add(a, b) - b)
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    rng, margin, level = np.random.default_rng(8), 1.0, 0.95
+    verdicts = []
+    for differences in rng.normal(0.4, 0.6, (300, 5)):
+        above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+        below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
+        verdicts.append(equivalent(differences, np.zeros(5), margin, level).verdict == "equivalent")
+        assert verdicts[-1] == (max(above, below) < (1 - level) / 2)
+    assert 30 < sum(verdicts) < 270
+
+
+@pytest.mark.parametrize("truth, sd", [(1.0, 0.1), (-1.0, 0.1), (1.0, 0.5), (-1.0, 2.0)])
+def test_a_difference_as_large_as_the_margin_passes_for_none_in_2_5_percent_at_most(truth, sd):
+    # With little noise the other side never matters, and the rate is 2.5 % exactly; with more it is below.
+    differences = np.random.default_rng(9).normal(truth, sd, (4000, 5))
+    wrong = sum(equivalent(d, np.zeros(5), margin=1.0).verdict == "equivalent" for d in differences)
+    assert stats.binomtest(wrong, len(differences), 0.025, alternative="greater").pvalue > 1e-3
+    if sd < 0.2:
+        assert consistent(wrong, len(differences), 0.025)
+
+
+def test_a_difference_as_large_as_the_margin_passes_for_larger_in_2_5_percent():
+    differences = np.random.default_rng(10).normal(1.0, 0.1, (4000, 5))
+    wrong = sum(equivalent(d, np.zeros(5), margin=1.0).verdict == "different" for d in differences)
+    assert consistent(wrong, len(differences), 0.025)
+
+
+@pytest.mark.parametrize("margin", [0, -0.1, float("nan"), float("inf")])
+def test_bad_margins_are_refused(margin):
+    with pytest.raises(ValueError, match=f"a positive number; got {margin}"):
+        equivalent([1, 2], [1, 2], margin)
+
+
 # --- rule ---
 
 
@@ -196,6 +265,14 @@ def test_rule_is_a_conjunction():
     assert rule(up, True) == rule(up, up) == rule(np.bool_(True)) == "holds"
     assert rule(up, down) == rule(up, open_) == rule(up, False) == rule(np.bool_(False)) == "fails"
     assert rule(up, undecided) == rule(undecided, False) == "not decided"
+
+
+def test_an_equivalence_is_a_condition():
+    same, open_, different = (equivalent([d, d + 0.1, d - 0.1], [0, 0, 0], margin=0.3) for d in (0.0, 0.1, 1.0))
+    assert (same.verdict, open_.verdict, different.verdict) == ("equivalent", "inconclusive", "different")
+    assert rule(same) == rule(same, True) == "holds"
+    assert rule(same, False) == rule(open_) == rule(different) == "fails"
+    assert rule(same, equivalent([1], [1], margin=1)) == "not decided"
 
 
 @pytest.mark.parametrize(

@@ -52,18 +52,22 @@ def from_language_model(model, seed: int):
 def from_checkpoint(checkpoint: str | Path, seed: int):
     """A reward model and its tokenizer on any checkpoint of the Hub or a folder, language model or encoder, in float32.
 
-    The head is drawn anew. A tokenizer that has no pad token, or uses its end token as one, gets its own: the library
-    looks for the last token that is no pad, and would read the score one token too early.
+    The head of a language model is drawn anew; an encoder keeps the one it brings along. A tokenizer that has no pad
+    token, or uses its end token as one, gets its own: the library looks for the last token that is no pad, and would
+    read the score one token too early. That of an encoder is told to cut what is too long at its beginning.
     """
+    torch.manual_seed(seed)  # the library draws the head of an encoder that brings none
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1, dtype=torch.float32)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer))
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     if _reads_the_end(model):
         draw_head(model, seed)
+    else:
+        tokenizer.truncation_side = "left"
     return model.eval(), tokenizer
 
 
@@ -160,7 +164,8 @@ def fit(
     seed: int,
     after_step: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Minimize `loss`, a function of the indices of a batch. `texts` are the items' tokens: similar lengths go together.
+    """Minimize `loss`, a function of the indices of a batch. `texts` are the items' tokens: similar lengths go
+    together.
 
     Returns the loss of every step. Raises ValueError for no items.
     """
@@ -231,9 +236,8 @@ def margins(model, tokenizer, pairs: Sequence[dict], max_tokens: int = 256) -> l
 
 def read(model, tokenizer, prompt: str, response: str, max_tokens: int) -> list[int]:
     """What `model` reads of a text: its tokens, cut to `max_tokens`, the last of which is always the end token. For an
-    encoder, what its own tokenizer makes of the text, cut on the left."""
+    encoder, what its own tokenizer makes of the text."""
     if not _reads_the_end(model):
-        tokenizer.truncation_side = "left"
         return tokenizer(prompt + response, truncation=True, max_length=max_tokens)["input_ids"]
     prompt_ids, response_ids = encode(tokenizer, prompt, response, max_tokens)
     return _ended(prompt_ids + response_ids, tokenizer.eos_token_id, max_tokens)

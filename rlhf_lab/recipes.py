@@ -278,20 +278,20 @@ def judged_by(
 
 
 @recipe(save=save_json, load=load_json)
-def scaling_pass(rung: str, skill: float, pairs: int, test_pairs: int, seed: int) -> dict:
-    """One pass over helpful comparisons at a constant rate, stopped for a test after 256, 512, 1,024, ... of them. The
-    labelers are the default crowd, each `skill` times as skilled.
+def scaling_pass(rung: str, wrong: float, pairs: int, test_pairs: int, seed: int) -> dict:
+    """One pass over helpful comparisons at a constant rate, stopped for a test after 256, 512, 1,024, ... of them. A
+    share `wrong` of the training labels is turned round.
 
-    Returns `pairs` (E,), and lists of the scores `chosen` and `rejected` (E, N) of the same held-out pairs, which the
-    crowd judged as it always does.
+    Returns `pairs` (E,), and lists of the scores `chosen` and `rejected` (E, N) of the same held-out pairs.
     """
     model, tokenizer = base(rung)
     judge, rows_out = (
         reward_model.from_language_model(model, seed),
         preference_pairs("helpful", "test", test_pairs, seed),
     )
-    crowd = [replace(labeler, skill=skill * labeler.skill) for labeler in annotators.crowd("helpful-base")]
-    rows = generator.preference_rows("helpful-base", "train", pairs, seed, crowd)
+    rng, rows = random.Random(f"wrong-{seed}"), preference_pairs("helpful", "train", pairs, seed)
+    turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    rows = [bad if rng.random() < wrong else good for good, bad in zip(rows, turned, strict=True)]
     run: dict[str, list] = {"pairs": [], "chosen": [], "rejected": []}
 
     def watch(done: int) -> None:

@@ -722,7 +722,7 @@ plots.show(figure, alt, name="pmp")
 
 # %% [markdown]
 # The rules, all with accuracy on held-out target labels and the rate x0.1 (the better one for both in trial runs). PMP
-# *saves labels* if, averaged over the numbers of target comparisons, the model after PMP is better than the one from
+# *saves labels* if, averaged over the numbers of target comparisons, the model after PMP is better than the one
 # without it with as many. Its gain *fades* if it is better with the fewest than with the most.
 
 # %%

@@ -12,9 +12,10 @@ import torch
 from scipy import stats
 
 from benchmarks import __main__ as command
-from benchmarks import report, sampling, seeds, training
+from benchmarks import report, reward_model, sampling, seeds, training
 from benchmarks.measure import Row, compare, in_turn, table, timed
 from rlhf_lab import ROOT, sft
+from rlhf_lab import reward_model as lab_reward_model
 from rlhf_lab import sampling as lab_sampling
 from rlhf_lab.language_model import RUNGS, VOCABULARY, encode, load_base
 from rlhf_lab.sampling import GPT2Decoder
@@ -22,6 +23,7 @@ from rlhf_lab.tinyhh import generator
 
 LIMIT = 24
 EXAMPLES = generator.demonstrations(32, seed=3)
+PAIRS = generator.preference_rows("helpful-base", "train", 32, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +234,45 @@ def test_operations_in_closed_form(base, rung):
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+# --- reward models ---
+
+
+@pytest.mark.parametrize("order", reward_model.ORDERS)
+def test_trl_reads_the_same_texts(tmp_path, order):
+    judge, tokenizer = reward_model.model()
+    batches = list(reward_model.trainer(order, PAIRS, str(tmp_path)).get_train_dataloader())
+    found = sorted(
+        ids[mask.bool()].tolist()
+        for batch in batches
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    )
+    texts = [(pair["prompt"], pair[side]) for pair in PAIRS for side in ("chosen", "rejected")]
+    assert found == sorted(sum(encode(tokenizer, *text), []) for text in texts)
+
+
+def test_trl_finds_the_same_loss_of_the_same_reward_model(tmp_path):
+    trained = reward_model.trainer("random", PAIRS, str(tmp_path)).train()
+    judge, tokenizer = reward_model.model()
+    losses = lab_reward_model.train(judge, tokenizer, PAIRS, reward_model.CONFIG, seed=0)
+    assert trained.global_step == len(losses) == 1
+    assert trained.training_loss == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_pairs_of_similar_length_leave_trl_less_padding(tmp_path):
+    pairs = generator.preference_rows("helpful-base", "train", 512, seed=3)
+    padded = {}
+    for order in reward_model.ORDERS:
+        batches = reward_model.trainer(order, pairs, str(tmp_path)).get_train_dataloader()
+        padded[order] = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+    assert padded["group_by_length"] < 0.6 * padded["random"]
+
+
+@pytest.mark.parametrize("contender", [reward_model.ours, lambda pairs: reward_model.theirs("random", pairs)])
+def test_a_speed_is_pairs_over_the_seconds_of_training(monkeypatch, contender):
+    monkeypatch.setattr(reward_model, "timed", lambda run: (run(), 4.0))
+    assert contender(PAIRS[:6]) == 1.5
+
+
 # --- seeds ---
 
 
@@ -293,7 +334,7 @@ def test_a_missed_promise_fails_the_command(fake):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["sampling", "nope"], "There is no benchmark 'nope': there are sampling, training, seeds.\n"),
+        (["sampling", "nope"], "There is no benchmark 'nope': there are sampling, training, reward_model, seeds.\n"),
         (["--repeats", "0"], "The number of repeats must be at least 1.\n"),
     ],
 )
@@ -317,7 +358,7 @@ def test_the_page_itself_is_no_change_of_the_code(monkeypatch, tmp_path):
     assert report.changed()
 
 
-@pytest.mark.parametrize("benchmark", [sampling, training, seeds], ids=command.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", [sampling, training, reward_model, seeds], ids=command.BENCHMARKS)
 def test_the_published_page_keeps_every_promise(benchmark):
     text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     _, _, explanation = benchmark.__doc__.partition("\n\n")

@@ -708,7 +708,9 @@ for key_, style, label in (
     axis.axhline(results.numbers[f"{key_}.target"]["value"], color="0.2", linestyle=style, linewidth=1, label=label)
 axis.set_xticks(places, ["none", *(f"{n:,}" for n in size.target_pairs)])
 axis.set(
-    xlabel="comparisons about the target topics (not to scale)", ylabel="accuracy (share of held-out target pairs)", ylim=(0.43, 0.85)
+    xlabel="comparisons about the target topics (not to scale)",
+    ylabel="accuracy (share of held-out target pairs)",
+    ylim=(0.43, 0.85),
 )
 axis.legend(fontsize="small", ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
 words = "; ".join(

@@ -35,6 +35,7 @@ from rlhf_lab import ROOT
 from rlhf_lab.errors import CourseError
 from rlhf_lab.sources import Sources, file_digest
 
+LONGEST_SHOWN = 60  # characters of an argument in a line of progress
 TEMPORARY = ".tmp"  # ends the name of a folder in which an artefact is being made
 log: list[dict] = []  # every artefact this process asked for: name, key (as in the folder), seconds to make it, hit
 _training = threading.local()  # .inputs: what the recipe being run in this thread has asked for
@@ -175,7 +176,8 @@ def _plain(value, where: str):
 
 
 def _short(argument) -> str:
-    return f"{argument['class']}(...)" if isinstance(argument, dict) else repr(argument)
+    text = f"{argument['class']}(...)" if isinstance(argument, dict) else repr(argument)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
 # --- the cache folder ---

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
-from rlhf_lab import class_token, language_model, preferences, reward_model, sft
+from rlhf_lab import class_token, language_model, preferences, reward_model, sft, taste
 from rlhf_lab.checkpoints import load_json, reads, recipe, save_json
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.rloo import RLOO, RLOOConfig
@@ -26,6 +26,7 @@ REAL_REWARD_MODEL = reward_model.RewardModelConfig(epochs=1, learning_rate=3e-3)
 REAL_CHECKPOINT = reward_model.RewardModelConfig(epochs=1, learning_rate=1e-5)  # for models that others pre-trained
 # Of 0.5, 1, 2 and 4e-3: it first has to learn that there are two answers only. The other losses want the usual 5e-4.
 CLASS_TOKEN = reward_model.RewardModelConfig(learning_rate=2e-3)
+TASTE = RLOOConfig(kl_coef=0.3)  # a small general model is soon over-optimized, so the policy is held back more
 RANKED_RESPONSES = 4  # to a prompt; InstructGPT has 4 to 9
 FIRST_TEST = 256  # comparisons, after which a scaling pass is tested first
 NORMALIZING_PROMPTS = 400  # training prompts whose SFT answers fix the zero and the unit of a reward model
@@ -277,6 +278,36 @@ def judged_by(
     _, tokenizer = base(rung)
     rows_out = preference_pairs("helpful", "test", test_pairs, seed)
     return scored(reward_model.score, _fitted_to_pairs(rung, rows, seed), tokenizer, rows_out)
+
+
+@recipe(save=save_json, load=load_json)
+def taste_run(
+    rung: str,
+    demonstrations: int,
+    pairs: int,
+    labels: tuple[tuple[str, str, str], ...],
+    updates: int,
+    prompts_per_update: int,
+    test_prompts: int,
+    seed: int,
+) -> dict:
+    """The SFT policy improved against one person's taste: the reward model of helpful `pairs`, corrected by that
+    person's labels (prompt, chosen, rejected). Without labels it is the reward model alone.
+
+    Returns held-out `prompts`, the answers `before` and `after` (N,) and the mean `kl` of those after.
+    """
+    policy, (_, tokenizer) = sft_policy(rung, demonstrations, seed), base(rung)
+    judge, reference = pairwise_model(rung, "helpful", pairs, seed), copy.deepcopy(policy)
+    rows = [dict(zip(("prompt", "chosen", "rejected"), label, strict=True)) for label in labels]
+    mine = taste.fit(rows, lambda prompts, responses: reward_model.score(judge, tokenizer, prompts, responses).numpy())
+    watched = held_out_prompts(test_prompts, seed)
+    before = evaluate(reference, reference, tokenizer, watched, {}, seed)
+    trainer = RLOO(policy, reference, taste.reward(mine, tokenizer), tokenizer.eos_token_id, TASTE, seed)
+    stream = (tokenizer(p)["input_ids"] for p in generator.prompts("helpful-base", "train", f"taste-{seed}"))
+    for _ in range(updates):
+        trainer.step(list(islice(stream, prompts_per_update)))
+    after = evaluate(policy, reference, tokenizer, watched, {}, seed)
+    return {"prompts": watched, "before": before.responses, "after": after.responses, "kl": round(after.mean("kl"), 4)}
 
 
 @recipe(save=save_json, load=load_json)

@@ -587,14 +587,14 @@ against the probability it gives itself, in ten bins, beside the diagonal of per
 plots.show(figure, alt, name="reliability")
 
 # %% [markdown]
-# And this is how the margins are distributed: how often each model is how sure, on which side.
+# And this is how the margins are distributed: how often each model is how sure, and on which side (right of 0 is right).
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9.0, 3.0), sharey=True)
 for axis, (label, model) in zip(axes, LOSSES.items(), strict=True):
     axis.hist(margins(model, "joint").ravel().clip(-6, 6), np.linspace(-6, 6, 41), color=plots.COLORS[0], alpha=0.7)
     axis.axvline(0, color="0.3", linestyle="--", linewidth=1)
-    axis.set(title=label, xlabel="margin (log-odds; right of 0 is right)")
+    axis.set(title=label, xlabel="margin (log-odds)")
 axes[0].set_ylabel("held-out pairs")
 figure.tight_layout()
 words = ", ".join(f"{label} {margins(model, 'joint').std():.2f}" for label, model in LOSSES.items())

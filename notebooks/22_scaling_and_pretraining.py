@@ -49,13 +49,26 @@ profile = "laptop"  # "smoke" for a quick look; profiles.toml says what each pro
 seeds = 1  # the published results come from 5
 
 # %%
+import json
+
 import joblib
 import numpy as np
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from scipy.special import expit, logit
 
-from rlhf_lab import claims, parallel, plots, preferences, pretraining, ratings, recipes, source_figures, statistics
+from rlhf_lab import (
+    ROOT,
+    claims,
+    parallel,
+    plots,
+    preferences,
+    pretraining,
+    ratings,
+    recipes,
+    source_figures,
+    statistics,
+)
 from rlhf_lab.profiles import Profile
 from rlhf_lab.reward_model import RewardModelConfig
 from rlhf_lab.tinyhh import annotators, gold
@@ -470,6 +483,27 @@ results.state(
     },
 )
 results.show("larger_model_is_better", "largest_model_beats_length")
+
+# %% [markdown]
+# Neighbors on the ladder, and what the base models learned from their text. (This cell was added after the run, when the
+# sizes did not come in their order. The learning rate is hardly the reason: of three rates tried with another seed, the
+# usual one was the best for each size.)
+
+# %%
+provenance = json.loads((ROOT / "models" / "base" / "provenance.json").read_text(encoding="utf-8"))
+perplexity = {rung: provenance["rungs"][rung]["perplexity"]["dialogue"] for rung in size.ladder}
+print("perplexity of held-out dialogues:", perplexity)
+steps = list(zip(size.ladder, size.ladder[1:], strict=False))
+for small, large in steps:
+    ahead = statistics.better(learned[large][0][:, -1], learned[small][0][:, -1]).difference
+    results.number(f"size.{slug[large]}_ahead_of_{slug[small]}", ahead, "accuracy after the whole pass")
+if steps:
+    display(results.table(*(f"size.{slug[large]}_ahead_of_{slug[small]}" for small, large in steps)))
+
+# %% [markdown]
+# What a larger model brings to a reward is what it has learned *before*: a reward model starts from the base model's
+# weights. Where perplexities are nearly equal, because the text was too little or too easy for the larger model to use
+# its size, there is no reason to expect more from it. Bai et al. trained each of their sizes on far more text.
 
 # %% [markdown]
 # Is "more comparisons" or "a larger model" the better buy? In labels the larger model is free; in computing it is not:

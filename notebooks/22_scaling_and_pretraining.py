@@ -57,18 +57,8 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from scipy.special import expit, logit
 
-from rlhf_lab import (
-    ROOT,
-    claims,
-    parallel,
-    plots,
-    preferences,
-    pretraining,
-    ratings,
-    recipes,
-    source_figures,
-    statistics,
-)
+from rlhf_lab import claims, parallel, plots, preferences, pretraining, ratings, recipes, source_figures, statistics
+from rlhf_lab.language_model import BASE
 from rlhf_lab.profiles import Profile
 from rlhf_lab.reward_model import RewardModelConfig
 from rlhf_lab.tinyhh import annotators, gold
@@ -490,7 +480,7 @@ results.show("larger_model_is_better", "largest_model_beats_length")
 # usual one was the best for each size.)
 
 # %%
-provenance = json.loads((ROOT / "models" / "base" / "provenance.json").read_text(encoding="utf-8"))
+provenance = json.loads((BASE / "provenance.json").read_text(encoding="utf-8"))
 perplexity = {rung: provenance["rungs"][rung]["perplexity"]["dialogue"] for rung in size.ladder}
 print("perplexity of held-out dialogues:", perplexity)
 steps = list(zip(size.ladder, size.ladder[1:], strict=False))

@@ -146,21 +146,22 @@ assert split_last_turn(row["prompt"] + row["chosen"]) == (row["prompt"], row["ch
 # %% [markdown]
 # The prompt ends where the assistant is about to speak: split at the *last* `\n\nAssistant:`, not at the first, and not
 # at the last blank line, or a part of a longer answer ends up in the prompt. A loader should also drop pairs whose
-# sides are equal or whose prompts differ, and say how many. If a copy of the real data is at hand (`HH_RLHF_DIR`), here
-# is a row of it:
+# sides are equal or whose prompts differ, and say how many. If a copy of the real data is at hand (`HH_RLHF_DIR`), this
+# is how its dialogues look from afar; to read one, print a row of `real`:
 
 # %%
 try:
     real, real_report = preferences.load_preferences(preferences.HH_RLHF, "helpful-base", "test")
     print(real_report, "\n")
-    short = [row for row in real if row["prompt"].count("Human:") == 1 and len(row["chosen"] + row["rejected"]) < 400]
-    row = short[0]
-    print(row["prompt"].strip(), "\n\nchosen:  ", row["chosen"], "\n\nrejected:", row["rejected"])
+    turns = [row["prompt"].count("\n\nHuman:") for row in real]
+    words = [len(row[side].split()) for row in real for side in ("chosen", "rejected")]
+    print("human turns of a dialogue: median", int(np.median(turns)), "at most", max(turns))
+    print("words of an answer: median", int(np.median(words)), "at most", max(words))
 except preferences.PreferenceDataError as missing:
     print(missing, "The rest of the notebook does not need it.")
 
 # %% [markdown]
-# A trap in the *harmless* half of hh-rlhf (from which this notebook shows nothing): there the labelers were asked which
+# A trap in the *harmless* half of hh-rlhf (whose texts no notebook shows): there the labelers were asked which
 # answer is *more* harmful, and the published file is turned round, so that `chosen` is again the better one.
 #
 # ## 3. Judge for yourself

@@ -28,6 +28,8 @@ from rlhf_lab.notebook_files import as_typed, ipynb, read
 # IPC without a private path makes kernels share theirs.
 TRANSPORT = "ipc" if os.name == "posix" else "tcp"
 TRAINING = re.compile(r"(training \w+ \(.*\) \.\.\.|waiting for another .+|\w+ \(.*\): done in \d+ s)$")  # checkpoints
+# Where ipywidgets is installed, tqdm draws its bars in a kernel as widgets, which nobody could read here.
+PLAIN_BARS = "--IPKernelApp.exec_lines=__import__('tqdm.auto').auto.tqdm = __import__('tqdm').tqdm"
 BAR = re.compile(r"\s*([\w -]+):\s+(\d+)%\|")  # of tqdm
 
 
@@ -99,7 +101,7 @@ def _kernels(environment: dict[str, str], memory: "_Memory") -> Iterator[type]:
                     settings |= {"transport": "ipc", "ip": str(Path(private) / "s")}
                 super().__init__(connection_file=str(Path(private) / "kernel.json"), **settings)
                 self._kernel_spec = KernelSpec(
-                    argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                    argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", PLAIN_BARS],
                     display_name="Python 3",
                     language="python",
                     env=environment,

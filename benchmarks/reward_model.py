@@ -24,7 +24,10 @@ from rlhf_lab import reward_model
 from rlhf_lab.language_model import load_base
 from rlhf_lab.tinyhh import generator
 
-ORDERS = {"random": "TRL, random order", "group_by_length": "TRL, similar lengths"}  # TRL's name -> ours
+ORDERS = {
+    "random": "RewardTrainer, random order",
+    "group_by_length": "RewardTrainer, similar lengths",
+}  # TRL's name -> ours
 PROMISES = dict.fromkeys(ORDERS.values(), 1.5)
 CONFIG = reward_model.RewardModelConfig()
 PAIRS = 2048

@@ -123,5 +123,5 @@ class Tokenized:
         self.eos_token_id = tokenizer.eos_token_id
         self.known = {text: tokenizer(text) for example in examples for text in example}
 
-    def __call__(self, text: str):
+    def __call__(self, text: str, add_special_tokens: bool = True):
         return self.known[text]

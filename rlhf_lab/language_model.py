@@ -121,6 +121,15 @@ def response_log_probabilities(
     Returns the log-probabilities (B, R) and a mask (B, R) that is one on response tokens, R being the longest response;
     elsewhere both are zero. The mask comes from the lengths, never from token values. Gradients flow.
     """
+    values, mask, _ = read_responses(model, prompts, responses, temperature)
+    return values, mask.to(values.dtype)
+
+
+def read_responses(
+    model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same log-probabilities (B, R), the mask (B, R) as booleans, and the last layer's hidden states (N, D) from
+    which the N response tokens are predicted, row after row."""
     sequences = [list(p) + list(r) for p, r in zip(prompts, responses, strict=True)]
     ids = pad_right(sequences).to(model.device)  # (B, T)
     offsets = torch.arange(max(map(len, responses)), device=model.device)  # (R,)
@@ -131,11 +140,13 @@ def response_log_probabilities(
     rows = torch.arange(len(sequences), device=model.device)[:, None].expand_as(before)[mask]  # (N,)
     before = before[mask]  # (N,)
     if type(model) is GPT2LMHeadModel:  # logits only where the loss needs them: a fifth of a small model's work
-        logits = model.lm_head(model.transformer(ids).last_hidden_state[rows, before])  # (N, V)
+        states = model.transformer(ids).last_hidden_state[rows, before]  # (N, D)
+        logits = model.lm_head(states)  # (N, V)
     else:  # other models may scale or cap their logits
-        logits = model(ids).logits[rows, before]
+        output = model(ids, output_hidden_states=True)
+        states, logits = output.hidden_states[-1][rows, before], output.logits[rows, before]
     values = -F.cross_entropy(logits / temperature, ids[rows, before + 1], reduction="none")
-    return values.new_zeros(mask.shape).masked_scatter(mask, values), mask.to(values.dtype)
+    return values.new_zeros(mask.shape).masked_scatter(mask, values), mask, states
 
 
 def next_token_logits(model, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -162,10 +173,11 @@ def perplexity(model, tokenizer, examples: Sequence[tuple[str, str]], batch_size
 
 def encode(tokenizer, prompt: str, response: str, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of a response with its end token. A text without a prompt is predicted from its second
-    token on: the first one serves as the prompt. What exceeds `max_tokens` is cut: the beginning of the prompt and the
-    end of the response, each keeping at least half of the room."""
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    response_ids = tokenizer(response)["input_ids"] + [tokenizer.eos_token_id]
+    token on: the first one serves as the prompt. A tokenizer that begins texts with a token of its own, as Llama's does,
+    does so once. What exceeds `max_tokens` is cut: the beginning of the prompt and the end of the response, each keeping
+    at least half of the room."""
+    prompt_ids = tokenizer(prompt)["input_ids"] if prompt else []
+    response_ids = tokenizer(response, add_special_tokens=not prompt)["input_ids"] + [tokenizer.eos_token_id]
     if not prompt_ids:
         prompt_ids, response_ids = response_ids[:1], response_ids[1:]
     if max_tokens is not None:

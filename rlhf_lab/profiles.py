@@ -36,6 +36,14 @@ class Profile:
     scaling_test_pairs: int
     elsewhere_pairs: int
     target_pairs: tuple[int, ...]
+    shown_demonstrations: int
+    sft_epochs: int
+    ranking_prompts: int
+    compared_rankings: int
+    ppo_updates: int
+    ppo_batch: int
+    detail_updates: int
+    detail_batch: int
     hh_max_tokens: int
     hh_pairs: int | None = None
 

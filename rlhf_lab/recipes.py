@@ -28,6 +28,10 @@ REAL_CHECKPOINT = reward_model.RewardModelConfig(epochs=1, learning_rate=1e-5)  
 CLASS_TOKEN = reward_model.RewardModelConfig(learning_rate=2e-3)
 TASTE = RLOOConfig(kl_coef=0.3)  # a small general model is soon over-optimized, so the policy is held back more
 RANKED_RESPONSES = 4  # to a prompt; InstructGPT has 4 to 9
+BEST_LABELERS, DRAFTS = 3, 3  # who demonstrates, and how many answers they write before they hand one in
+FEWEST_RANKED, MOST_RANKED = 4, 9  # responses to a prompt, InstructGPT section 3.5
+RANKING = reward_model.RewardModelConfig(batch_size=16)  # prompts, of about 6.5 answers each
+RANKING_TESTS = 8  # of a pass over rankings, evenly spread
 FIRST_TEST = 256  # comparisons, after which a scaling pass is tested first
 NORMALIZING_PROMPTS = 400  # training prompts whose SFT answers fix the zero and the unit of a reward model
 
@@ -406,6 +410,156 @@ def real_scores(
     judge = model if checkpoint else reward_model.from_language_model(model, seed)
     reward_model.train(judge, tokenizer, rows_in, config, seed)
     return {"test": test} | scored(reward_model.score, judge, tokenizer, rows_out, max_tokens)
+
+
+# Part 3: InstructGPT
+
+
+def best_demonstrations(n: int, split: str, seed: int) -> list[tuple[str, str]]:
+    """`n` helpful prompts of a split, each answered by one of the crowd's three best labelers, who writes three drafts
+    and hands in the one that he or she likes best."""
+    rng, crowd = random.Random(f"best-{split}-{seed}"), annotators.crowd("helpful-base")
+    best = sorted(crowd, key=lambda labeler: -labeler.skill)[:BEST_LABELERS]
+    rows = []
+    for prompt in islice(generator.prompts("helpful-base", split, f"best-{seed}"), n):
+        drafts = [generator.response(prompt, rng) for _ in range(DRAFTS)]
+        rows.append((prompt, drafts[rng.choice(best).rank(prompt, drafts, rng).index(1)]))
+    return rows
+
+
+def pretraining_texts(n: int, seed: int | str) -> list[str]:
+    """`n` new texts of the kinds that the base models were trained on, dialogues and notes."""
+    return [text for _, text in generator.pretraining_documents(n, f"more-{seed}")]
+
+
+def held_out_notes(n: int) -> list[tuple[str, str]]:
+    """`n` notes, the second register of the base models' training, as ("", text) for `language_model.perplexity`."""
+    rng = random.Random("held-out-notes")
+    return [("", generator.note(rng)) for _ in range(n)]
+
+
+@recipe(save=language_model.save, load=language_model.load)
+def instruct_sft(rung: str, demonstrations: int, seed: int):
+    """The base model fine-tuned on the best labelers' demonstrations, two epochs, with a tenth as many texts of its
+    first training mixed in: the policy that InstructGPT's reinforcement learning starts from (appendix C.3)."""
+    model, tokenizer = base(rung)
+    texts = [("", text) for text in pretraining_texts(demonstrations // 10, f"sft-{seed}")]
+    sft.train(model, tokenizer, best_demonstrations(demonstrations, "train", seed) + texts, sft.SFTConfig(), seed)
+    return model
+
+
+@recipe(save=save_json, load=load_json)
+def sft_epochs(
+    rung: str, shown: int, epochs: int, demonstrations: int, ranking_prompts: int, test_prompts: int, seed: int
+) -> dict:
+    """Fine-tuning on `shown` demonstrations and nothing else, watched before the first epoch and after each.
+
+    Returns lists over E = epochs + 1 points: the response perplexity of (some of) the demonstrations trained on,
+    `train`, and of held-out ones, `test`; and the `gold` and `proxy` rewards (E, N) of one answer to each of the same N
+    held-out prompts. The proxy is `instruct_reward_model(rung, demonstrations, ranking_prompts, seed)`.
+    """
+    model, tokenizer = base(rung)
+    rows, held_out = best_demonstrations(shown, "train", seed), best_demonstrations(test_prompts, "test", seed)
+    prompts, reference = [prompt for prompt, _ in held_out], copy.deepcopy(model)
+    judge = instruct_reward_model(rung, demonstrations, ranking_prompts, seed)
+    scorers = {"gold": gold_helpfulness, "proxy": lambda p, r: reward_model.score(judge, tokenizer, p, r).tolist()}
+    run: dict[str, list] = {"train": [], "test": [], "gold": [], "proxy": []}
+
+    def watch(_epoch: int) -> None:
+        model.eval()
+        run["train"].append(round(language_model.perplexity(model, tokenizer, rows[:test_prompts]), 4))
+        run["test"].append(round(language_model.perplexity(model, tokenizer, held_out), 4))
+        result = evaluate(model, reference, tokenizer, prompts, scorers, seed)
+        for name in scorers:
+            run[name].append([round(float(value), 4) for value in result.scores[name]])
+        model.train()
+
+    watch(0)
+    sft.train(model, tokenizer, rows, replace(sft.SFTConfig(), epochs=epochs), seed, watch)
+    return run
+
+
+@recipe(save=save_json, load=load_json)
+def ranked_answers(rung: str, demonstrations: int, prompts: int, split: str, seed: int) -> list[dict]:
+    """The SFT policy answers each of `prompts` helpful prompts 4 to 9 times, and one labeler of the crowd, drawn for
+    each prompt, sorts the answers into five columns. Rows of prompt, responses and ranks."""
+    policy, (_, tokenizer) = instruct_sft(rung, demonstrations, seed), base(rung)
+    rng, crowd = random.Random(f"ranked-{split}-{seed}"), annotators.crowd("helpful-base")
+    asked = list(islice(generator.prompts("helpful-base", split, f"ranked-{seed}"), prompts))
+    counts = [rng.randint(FEWEST_RANKED, MOST_RANKED) for _ in asked]
+    ids = [tokenizer(prompt)["input_ids"] for prompt, k in zip(asked, counts, strict=True) for _ in range(k)]
+    texts = iter(sample(policy, ids, RLOOConfig().max_new_tokens, tokenizer.eos_token_id, seed).texts(tokenizer))
+    rows = []
+    for prompt, k in zip(asked, counts, strict=True):
+        answers = list(islice(texts, k))
+        ranks = annotators.columns(rng.choice(crowd), prompt, answers, rng)
+        rows.append({"prompt": prompt, "responses": answers, "ranks": ranks})
+    return rows
+
+
+@recipe(save=language_model.save, load=reward_model.load)
+def instruct_reward_model(rung: str, demonstrations: int, prompts: int, seed: int):
+    """A reward model on the SFT policy's trunk, fitted to rankings of that policy's answers, all pairs of a prompt in
+    one step. Its zero is the mean score of the labelers' demonstrations."""
+    policy, (_, tokenizer) = instruct_sft(rung, demonstrations, seed), base(rung)
+    model = reward_model.from_language_model(policy, seed)
+    rankings = ranked_answers(rung, demonstrations, prompts, "train", seed)
+    reward_model.train_on_rankings(model, tokenizer, rankings, RANKING, seed)
+    shown = best_demonstrations(NORMALIZING_PROMPTS, "train", seed)
+    reward_model.center(model, tokenizer, *zip(*shown, strict=True))
+    return model
+
+
+@recipe(save=save_json, load=load_json)
+def ranking_pass(
+    rung: str, demonstrations: int, prompts: int, together: bool, epochs: int, test_prompts: int, seed: int
+) -> dict:
+    """A reward model fitted to rankings with all pairs of a prompt in one step (`together`), or with every pair an item
+    of its own, shuffled; steps of both hold as many pairs on average.
+
+    Returns lists over the points at which it was tested: `pairs` read so far, the mean loss per pair on held-out
+    rankings, `test`, and on some of those it is trained on, `train`; and the held-out `accuracy`.
+    """
+    policy, (_, tokenizer) = instruct_sft(rung, demonstrations, seed), base(rung)
+    judge = reward_model.from_language_model(policy, seed)
+    rankings = ranked_answers(rung, demonstrations, prompts, "train", seed)
+    held_out = ordered_pairs(ranked_answers(rung, demonstrations, test_prompts, "test", seed))
+    shown = ordered_pairs(rankings[:test_prompts])
+    pairs = ordered_pairs(rankings)
+    items = len(rankings) if together else len(pairs)
+    run: dict[str, list] = {"pairs": [], "train": [], "test": [], "accuracy": []}
+
+    def watch(done: int) -> None:
+        if done >= len(run["pairs"]) * epochs * items / RANKING_TESTS:
+            margins = {
+                name: reward_model.margins(judge.eval(), tokenizer, rows)
+                for name, rows in (("train", shown), ("test", held_out))
+            }
+            judge.train()
+            run["pairs"].append(round(done / items * len(pairs)))
+            for name, values in margins.items():
+                run[name].append(round(-torch.nn.functional.logsigmoid(torch.tensor(values)).mean().item(), 4))
+            run["accuracy"].append(round(sum(m > 0 for m in margins["test"]) / len(held_out), 4))
+
+    watch(0)
+    config = replace(RANKING, epochs=epochs)
+    if together:
+        reward_model.train_on_rankings(judge, tokenizer, rankings, config, seed, watch)
+    else:
+        config = replace(config, batch_size=round(config.batch_size * len(pairs) / len(rankings)))
+        reward_model.train(judge, tokenizer, pairs, config, seed, watch)
+    return run
+
+
+def ordered_pairs(rankings: Sequence[dict]) -> list[dict[str, str]]:
+    """Every pair of a prompt's responses that its ranking orders, as prompt, chosen and rejected; ties are dropped."""
+    return [
+        {"prompt": row["prompt"], "chosen": better, "rejected": worse}
+        for row in rankings
+        for better, high in zip(row["responses"], row["ranks"], strict=True)
+        for worse, low in zip(row["responses"], row["ranks"], strict=True)
+        if high < low
+    ]
 
 
 def without_prompts(rows: Sequence[dict]) -> list[dict]:

@@ -226,6 +226,14 @@ def normalize(model, tokenizer, prompts: Sequence[list[int]], responses: Sequenc
     model.config.reward_zero = zero / unit
 
 
+def center(model, tokenizer, prompts: Sequence[str], responses: Sequence[str]) -> None:
+    """Fix the zero of the scores alone: from now on these responses have mean 0 (InstructGPT, section 3.5, of the
+    labelers' demonstrations). No comparison of two answers changes."""
+    model.config.reward_zero = getattr(model.config, "reward_zero", 0.0) + (
+        score(model, tokenizer, prompts, responses).mean().item()
+    )
+
+
 def margins(model, tokenizer, pairs: Sequence[dict], max_tokens: int = 256) -> list[float]:
     """By how much each chosen response outscores the rejected one; the model is right where it is positive."""
     prompts = [pair["prompt"] for pair in pairs]

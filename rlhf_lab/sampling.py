@@ -1,11 +1,12 @@
 """Batched sampling with key/value caches, and the log-probability of every token drawn.
 
 GPT-2 models have a decoder of their own, of plain matrix products; any other Hugging Face causal language model is
-decoded through its own cache object. Both are the same loop over `read`, `step` and `keep`. GPT-2's decoder keeps its
+decoded through its own cache object. Both are the same loop over `read`, `step` and `keep`, and leave the hidden states
+that they drew from in `states`. GPT-2's decoder keeps its
 batch full: a row that has finished its response begins another prompt while its neighbors go on with theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ class Samples:
 
     responses: list[list[int]]
     log_probabilities: list[torch.Tensor]  # one (R,) a response, of the temperature-scaled full distribution
+    values: list[torch.Tensor]  # one (R,) a response: what the critic says before each token; empty without one
 
     def texts(self, tokenizer) -> list[str]:
         """The responses as text, without the end token; a reserved token that the policy wrote stays to be seen."""
@@ -43,11 +45,13 @@ def sample(
     temperature: float = 1.0,
     greedy: bool = False,
     batch_size: int = 64,  # the keys and values of more rows leave the processor's cache; a GPU wants more
+    critic: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Samples:
     """Continue every prompt until the end token or `max_new_tokens`, by inverse-CDF sampling from the full distribution
     at `temperature` (no top-k, no top-p: either would bias the KL), or by the most likely token if `greedy`.
 
-    The same seed and prompts give the same samples whatever the batch size, but for rounding. Raises ValueError for an
+    `critic` maps hidden states of the last layer (B, D), those from which the next token is drawn, to values (B,). The
+    same seed and prompts give the same samples whatever the batch size, but for rounding. Raises ValueError for an
     empty prompt, numbers that make no sense, where prompt and response do not fit the model's context, and for a model
     whose logits are not numbers.
     """
@@ -59,14 +63,16 @@ def sample(
     together = len(order) if decoder.refills else batch_size  # prompts that one decoder answers
     responses: list[list[int]] = [[] for _ in prompts]
     log_probabilities: list[torch.Tensor] = [torch.empty(0) for _ in prompts]
+    values: list[torch.Tensor] = [torch.empty(0) for _ in prompts]
     for start in range(0, len(order), max(1, together)):
         rows = order[start : start + together]
         queued, size = [prompts[i] for i in rows], min(batch_size, len(rows))
         reader = decoder(model, size, len(queued[-1]) + max_new_tokens)
-        answers = _decode(reader, queued, draws[rows], size, eos, temperature, greedy)
-        for i, (tokens, values) in zip(rows, answers, strict=True):
-            responses[i], log_probabilities[i] = tokens.tolist(), values.clone()
-    return Samples(responses, log_probabilities)
+        answers = _decode(reader, queued, draws[rows], size, eos, temperature, greedy, critic)
+        for i, (tokens, logs, *worth) in zip(rows, answers, strict=True):
+            responses[i], log_probabilities[i] = tokens.tolist(), logs.clone()
+            values[i] = worth[0].clone() if worth else values[i]
+    return Samples(responses, log_probabilities, values)
 
 
 def _check(model, prompts, max_new_tokens: int, batch_size: int, temperature: float) -> None:
@@ -86,12 +92,12 @@ def _check(model, prompts, max_new_tokens: int, batch_size: int, temperature: fl
         )
 
 
-def _decode(decoder, prompts, draws, size, eos, temperature, greedy):
-    """Answer prompts in order, `size` at a time: for each, its tokens (R,) and their log-probabilities (R,). Token t of
-    prompt i is chosen by the number draws[i, t]."""
+def _decode(decoder, prompts, draws, size, eos, temperature, greedy, critic):
+    """Answer prompts in order, `size` at a time: for each, its tokens (R,), their log-probabilities (R,) and, if there
+    is a critic, its values (R,). Token t of prompt i is chosen by the number draws[i, t]."""
     owner = torch.full((size,), -1, device=draws.device)  # (B,) which prompt a row of the batch answers; -1: it idles
     age = torch.zeros_like(owner)  # (B,) how many tokens it has written
-    begun, logits, history = 0, None, []
+    begun, logits, states, history = 0, None, None, []
     while True:
         idle = owner < 0
         if idle.sum() >= IDLE * len(owner):
@@ -99,26 +105,28 @@ def _decode(decoder, prompts, draws, size, eos, temperature, greedy):
                 rows = idle.nonzero().squeeze(1)[: len(prompts) - begun]
                 fresh = decoder.read(prompts[begun : begun + len(rows)], rows)  # (rows, V)
                 logits = fresh if logits is None else logits.index_copy_(0, rows, fresh)  # (B, V)
+                states = decoder.states if states is None else states.index_copy(0, rows, decoder.states)  # (B, D)
                 owner[rows] = torch.arange(begun, begun + len(rows), device=owner.device)
                 age[rows], begun = 0, begun + len(rows)
             else:
                 decoder.keep(~idle)
-                owner, age, logits = owner[~idle], age[~idle], logits[~idle]
+                owner, age, logits, states = owner[~idle], age[~idle], logits[~idle], states[~idle]
         chosen, value = _choose(logits, draws[owner, age], temperature, greedy)
-        history.append((owner, chosen, value))
+        history.append((owner, chosen, value, *([critic(states)] if critic else [])))
         owner = torch.where((chosen == eos) | (age + 1 == draws.shape[1]), -1, owner)
         if begun == len(prompts) and (owner < 0).all():
             return _by_owner(history, len(prompts))
         age = (age + 1) % draws.shape[1]  # idle rows run on, but not out
         logits = decoder.step(chosen)
+        states = decoder.states
 
 
 def _by_owner(history, count: int):
-    """Of (owners, tokens, values) step by step, the tokens and values of each owner, in the order of the steps."""
-    owners, tokens, values = (torch.cat(column) for column in zip(*history, strict=True))
+    """Of (owners, tokens, values, ...) step by step, the tokens, values, ... of each owner, in the order of steps."""
+    owners, *columns = (torch.cat(column) for column in zip(*history, strict=True))
     order = owners.argsort(stable=True)[(owners < 0).sum() :]
     lengths = owners[order].bincount(minlength=count).tolist()
-    return zip(tokens[order].split(lengths), values[order].split(lengths), strict=True)
+    return zip(*(column[order].split(lengths) for column in columns), strict=True)
 
 
 def _choose(logits: torch.Tensor, draw: torch.Tensor, temperature: float, greedy: bool):
@@ -185,8 +193,14 @@ class CacheDecoder:
 
     def _forward(self, ids, positions):
         output = self.model(
-            input_ids=ids, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache, use_cache=True
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            output_hidden_states=True,
         )
+        self.states = output.hidden_states[-1][:, -1]  # (B, D)
         return output.logits[:, -1]
 
 
@@ -284,4 +298,5 @@ class GPT2Decoder:
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         norm = self.final_norm
-        return F.linear(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self.epsilon), self.head)
+        self.states = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self.epsilon)  # (B, D)
+        return F.linear(self.states, self.head)

@@ -180,7 +180,7 @@ def test_one_new_token():
 
 
 def test_no_prompts_no_samples():
-    assert sample(gpt2(), [], NEW, 1, seed=0) == Samples([], [])
+    assert sample(gpt2(), [], NEW, 1, seed=0) == Samples([], [], [])
 
 
 # --- the distribution ---
@@ -309,5 +309,5 @@ def test_autocast_is_left_to_the_model():
 def test_texts_come_without_the_end_token():
     tokenizer = train_tokenizer(["boil an egg"], vocabulary=280)
     ids = [tokenizer(text)["input_ids"] for text in (" Boil it.", " An egg", "")]
-    samples = Samples([ids[0] + [tokenizer.eos_token_id], ids[1], [tokenizer.eos_token_id]], [])
+    samples = Samples([ids[0] + [tokenizer.eos_token_id], ids[1], [tokenizer.eos_token_id]], [], [])
     assert samples.texts(tokenizer) == [" Boil it.", " An egg", ""]

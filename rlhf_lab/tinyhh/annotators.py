@@ -87,6 +87,25 @@ def crowd(subset: str) -> tuple[Annotator, ...]:
     )
 
 
+def held_out_crowd() -> tuple[Annotator, ...]:
+    """Labelers of helpful answers whose verdicts no model was trained on: the same taste, but no partiality to length
+    or position. What pleases only the default crowd does not please them."""
+    return tuple(Annotator(skill=skill) for skill in (1.0, 1.3, 1.6, 2.0))
+
+
+def columns(labeler: Annotator, prompt: str, responses: Sequence[str], rng: random.Random, count: int = 5) -> list[int]:
+    """The column, 1 for the best, into which a labeler sorts each response, as in InstructGPT's interface (arXiv
+    2203.02155, figure 12): what stands in one column is tied.
+
+    The labeler sees utilities through the noise of Plackett and Luce, as in `Annotator.rank`, and spreads them over
+    equal steps from the best to the worst. Equal responses stand together.
+    """
+    noise = {response: -math.log(rng.expovariate(1.0)) for response in dict.fromkeys(responses)}
+    seen = [labeler.skill * labeler.utility(prompt, response) + noise[response] for response in responses]
+    best, step = max(seen), (max(seen) - min(seen)) / count
+    return [min(count, 1 + int((best - value) / step)) if step else 1 for value in seen]
+
+
 def agreement(labelers: Sequence[Annotator], prompt: str, first: str, second: str) -> float:
     """The probability that two different labelers, drawn at random, give the same verdict on this pair."""
     verdicts = [labeler.compare(prompt, first, second) for labeler in labelers]

@@ -173,9 +173,9 @@ def perplexity(model, tokenizer, examples: Sequence[tuple[str, str]], batch_size
 
 def encode(tokenizer, prompt: str, response: str, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of a response with its end token. A text without a prompt is predicted from its second
-    token on: the first one serves as the prompt. A tokenizer that begins texts with a token of its own, as Llama's does,
-    does so once. What exceeds `max_tokens` is cut: the beginning of the prompt and the end of the response, each keeping
-    at least half of the room."""
+    token on: the first one serves as the prompt. A tokenizer that begins texts with a token of its own (as Llama's)
+    does so once. What exceeds `max_tokens` is cut: the beginning of the prompt and the end of the response, each
+    keeping at least half of the room."""
     prompt_ids = tokenizer(prompt)["input_ids"] if prompt else []
     response_ids = tokenizer(response, add_special_tokens=not prompt)["input_ids"] + [tokenizer.eos_token_id]
     if not prompt_ids:

@@ -43,7 +43,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from rlhf_lab.language_model import encode, length_batches, pad_right, read_responses
+from rlhf_lab.language_model import encode, length_batches, pad_right
+from rlhf_lab.packing import read_responses
 from rlhf_lab.sampling import Samples, sample
 
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside every clip, far inside float32
@@ -275,7 +276,8 @@ class PPOConfig:
     epochs: int = 2  # InstructGPT: 1; Ziegler et al.: 4
     minibatches: int = 4  # of an epoch, a step each; drawn anew in each
     micro_batch: int = 32  # rows a forward pass; the gradient does not depend on it
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4  # three times as much goes three times as far from the reference for the same reward
+    value_learning_rate: float = 5e-3  # of the value head; a value model's own pace is the policy's
     warmup: int = 4  # updates; a quarter of the run is too many, none lets Adam's first steps be wild
     adam_epsilon: float = 1e-5  # Ziegler et al.; the library's 1e-8 makes the first steps larger
     max_gradient_norm: float = 1.0
@@ -318,7 +320,8 @@ class PPO:
     several processes, each brings its share of the episodes, and all take the same step. Dropout is off, always: the
     policy that is asked for probabilities is the one that sampled.
 
-    Raises ValueError for a reference that is the policy itself, and for a `ptx_coef` without texts.
+    Raises ValueError for a reference that is the policy itself, a `ptx_coef` without texts, a `kl_target` that is not
+    positive, and a batch that the processes cannot share equally.
     """
 
     def __init__(
@@ -337,19 +340,25 @@ class PPO:
             raise ValueError("The reference is the policy itself, so it would learn too: pass `copy.deepcopy(policy)`.")
         if config.ptx_coef and not pretraining:
             raise ValueError(f"`ptx_coef` is {config.ptx_coef}, but there are no texts: pass `pretraining=[...]`.")
-        self.policy, self.reference = policy.eval(), reference.eval().requires_grad_(False)
-        self.config, self.tokenizer, self.seed = config, tokenizer, seed
-        self.value_model, self.accelerator = value_model and value_model.eval(), accelerator
-        self.pretraining = [encode(tokenizer, "", text, policy.config.max_position_embeddings) for text in pretraining]
-        self.value_head = torch.nn.Linear(policy.config.hidden_size, 1).to(policy.device)
+        self.policy, self.reference, self.value_model = policy, reference.requires_grad_(False), value_model
+        self.config, self.tokenizer, self.seed, self.accelerator = config, tokenizer, seed, accelerator
+        if config.batch_size % self._processes():
+            raise ValueError(f"{config.batch_size} episodes cannot be shared by {self._processes()} processes equally.")
+        self.pretraining = [encode(tokenizer, "", text, _context(policy)) for text in pretraining]
+        self.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device, dtype=policy.dtype)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
-        critic = value_model or self.value_head
-        self.parameters = [p for part in (policy, critic) for p in part.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=config.learning_rate, betas=(0.9, 0.95), eps=config.adam_epsilon, fused=True
-        )
-        self.kl = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_target else None
+        rates = {policy: config.learning_rate}
+        rates |= {value_model: config.learning_rate} if value_model else {self.value_head: config.value_learning_rate}
+        groups = [
+            {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate} for part, rate in rates.items()
+        ]
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=config.adam_epsilon, fused=True)
+        self.rates = [group["lr"] for group in groups]
+        self.kl = None
+        if config.kl_target is not None:
+            self.kl = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
         self.done, self.generated, self.texts_read = 0, 0, 0  # updates, calls of `generate`, pretraining texts
         self._kept: tuple[list[list[int]], Samples] | None = None
 
@@ -365,6 +374,7 @@ class PPO:
         again what it has just written.
         """
         self.generated += 1
+        self._without_dropout()
         seed = ((self.seed * 1_000_003 + self.generated) * 1_009 + self._rank()) % 2**63
         queries = _token_lists(queries)
         critic = None if self.value_model else lambda states: self.value_head(states).squeeze(-1)
@@ -396,11 +406,14 @@ class PPO:
         - `first_ratio_error`, the largest |ratio - 1| before the first step, which is zero but for rounding;
         - `learning_rate`; `reference_seconds` and `update_seconds`, what reading the reference and the steps took.
 
-        With several processes they are means over processes, each time those of the slowest. Raises ValueError where
-        the three differ in length, a response is empty or a score is not finite.
+        With several processes they are those of all episodes, but `first_ratio_error` and the times are this process's.
+        Raises ValueError where the three differ in length, a response is empty, a score is not finite, an episode does
+        not fit the model's context, or there are fewer episodes than minibatches.
         """
         queries, responses = _token_lists(queries), _token_lists(responses)
         scores = _checked_scores(queries, responses, scores).to(self.policy.device)
+        self._check_episodes(queries, responses)
+        self._without_dropout()
         rollout = self._rollout(queries, responses)
         start = time.perf_counter()
         log_ratio = rollout.log_probs - self._reference_log_probs(rollout)
@@ -412,20 +425,18 @@ class PPO:
         metrics |= {
             "score": scores.mean().item(),
             "reward": penalized.mean().item(),
-            "kl": kl,
-            "kl_coef": self.kl_coef,
-            "objective": penalized.mean().item() - self.kl_coef * kl,
             "length": rollout.mask.sum(dim=1).float().mean().item(),
             "ended": ended.float().mean().item(),
             "entropy": -masked_mean(rollout.log_probs, rollout.mask).item(),
-            "learning_rate": self._anneal(),
         }
-        metrics |= self._improve(rollout, advantages, returns)
+        metrics = {name: self._mean(value) for name, value in metrics.items()}
+        metrics |= {"kl": kl, "kl_coef": self.kl_coef, "objective": metrics["reward"] - self.kl_coef * kl}
+        metrics |= {"learning_rate": self._anneal()} | self._improve(rollout, advantages, returns)
         metrics |= {"reference_seconds": middle - start, "update_seconds": time.perf_counter() - middle}
         if self.kl:
             self.kl.update(kl, len(scores) * self._processes())
         self.done, self._kept = self.done + 1, None  # what was kept is of the policy before this update
-        return {name: self._mean(value) for name, value in metrics.items()}
+        return metrics
 
     def train(
         self, prompts: Sequence[str], reward_fn: Reward, after_update: Callable[[dict], None] | None = None
@@ -482,6 +493,20 @@ class PPO:
     def _parts(self) -> dict:
         critic = {"value_model": self.value_model} if self.value_model else {"value_head": self.value_head}
         return {"policy": self.policy, "optimizer": self.optimizer} | critic
+
+    def _check_episodes(self, queries: list[list[int]], responses: list[list[int]]) -> None:
+        if len(queries) < self.config.minibatches:
+            raise ValueError(f"{len(queries)} episodes cannot make {self.config.minibatches} minibatches: give more.")
+        rooms = [room for model in (self.policy, self.value_model) if model and (room := _context(model))]
+        longest = max(len(query) + len(response) for query, response in zip(queries, responses, strict=True))
+        if rooms and longest > min(rooms):
+            raise ValueError(f"An episode of {longest} tokens does not fit the context of {min(rooms)}: shorten it.")
+
+    def _without_dropout(self) -> None:
+        """Whatever a caller did to the models in between."""
+        for model in (self.policy, self.reference, self.value_model):
+            if model:
+                model.eval()
 
     # From a batch of episodes to advantages
 
@@ -557,8 +582,8 @@ class PPO:
     def _anneal(self) -> float:
         """Set the learning rate of this update and return it."""
         share = min(1.0, (self.done + 1) / max(1, self.config.warmup)) * max(0.0, 1 - self.done / self.config.updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * share
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
         return self.config.learning_rate * share
 
     def _improve(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
@@ -571,7 +596,9 @@ class PPO:
         ]
         first = steps[0]["ratio_error"]
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0] if name != "ratio_error"}
-        return means | {"first_ratio_error": first}
+        # Losses are this process's part of a mean over all tokens: they add up.
+        add_up = {name: self._processes() * means[name] for name in means if name.endswith("loss")}
+        return {name: self._mean(value) for name, value in (means | add_up).items()} | {"first_ratio_error": first}
 
     def _minibatch(self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: list[int]) -> dict[str, float]:
         """One step on these rows of the batch. The losses are means over their tokens, whatever the micro-batches."""
@@ -588,7 +615,7 @@ class PPO:
                 (log_probs, old, advantages[batch, :width]), (values, old_values, returns[batch, :width]), mask, count
             )
             (losses[0] + self.config.value_coef * losses[1]).backward()
-            new_log_probs[batch, :width] = log_probs.detach()
+            new_log_probs[batch, :width] = log_probs.detach().to(new_log_probs.dtype)
             metrics = {name: metrics[name] + loss.item() for name, loss in zip(metrics, losses, strict=True)}
         if self.config.ptx_coef:
             metrics["ptx_loss"] = self._pretrain()
@@ -679,6 +706,11 @@ class PPO:
 
     def _mean(self, value: float) -> float:
         return self._sum(torch.tensor(value, device=self.policy.device)).item() / self._processes()
+
+
+def _context(model) -> int | None:
+    """How many tokens the model can read; None: no limit."""
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _token_lists(sequences: Sequence) -> list[list[int]]:

@@ -3,21 +3,24 @@ course trains them; every recipe's arguments are what a profile may change, and 
 
 import copy
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
-from rlhf_lab import class_token, language_model, preferences, reward_model, sft, taste
+from rlhf_lab import class_token, language_model, metadata, ppo_details, preferences, reward_model, sft, taste
 from rlhf_lab.checkpoints import load_json, reads, recipe, save_json
 from rlhf_lab.evaluation import evaluate
+from rlhf_lab.ppo import PPO, PPOConfig
 from rlhf_lab.rloo import RLOO, RLOOConfig
 from rlhf_lab.sampling import sample
 from rlhf_lab.tinyhh import annotators, generator, gold
-from rlhf_lab.tinyhh.knowledge import world
+from rlhf_lab.tinyhh.knowledge import SortingTask, subject, world
 
 REAL_FOLDS = 5
 REAL_RUNG = "0.2M"  # two thousand pairs of real English teach no more than the smallest model
@@ -30,8 +33,17 @@ TASTE = RLOOConfig(kl_coef=0.3)  # a small general model is soon over-optimized,
 RANKED_RESPONSES = 4  # to a prompt; InstructGPT has 4 to 9
 BEST_LABELERS, DRAFTS = 3, 3  # who demonstrates, and how many answers they write before they hand one in
 FEWEST_RANKED, MOST_RANKED = 4, 9  # responses to a prompt, InstructGPT section 3.5
+RANKING_LABELERS = 3  # of each prompt
 RANKING = reward_model.RewardModelConfig(batch_size=16)  # prompts, of about 6.5 answers each
-RANKING_TESTS = 8  # of a pass over rankings, evenly spread
+RANKING_EPOCHS = 2  # for the reward model of PPO; InstructGPT has one, and thirteen times as many prompts
+KL_COEF, PTX_COEF = 0.05, 1.0  # of PPO
+WATCHED = 4  # times on the way of a run of PPO, after the start
+MOST_MIXED = 10_000  # pretraining texts, after which they come again
+SHOTS, SHOT_TOKENS = 2, 40  # demonstrations before a prompt, none longer: the base models have read one dialogue a text
+DETAILS_RUNG = "0.2M"
+DETAILS_CONFIG = PPOConfig(learning_rate=3e-4)  # so that twenty updates show something
+COMPARED_PROMPTS = 4  # in a step, where ways to batch rankings are compared: few prompts are to make many steps
+RANKING_TESTS = 6  # of a pass over rankings, evenly spread
 FIRST_TEST = 256  # comparisons, after which a scaling pass is tested first
 NORMALIZING_PROMPTS = 400  # training prompts whose SFT answers fix the zero and the unit of a reward model
 
@@ -415,6 +427,18 @@ def real_scores(
 # Part 3: InstructGPT
 
 
+def save_watched(value: tuple, folder: Path) -> None:
+    """Write a policy and its history to a folder."""
+    policy, history = value
+    language_model.save(policy, folder)
+    save_json(history, folder)
+
+
+def load_watched(folder: Path) -> tuple:
+    """Read a policy and its history from a folder."""
+    return language_model.load(folder), load_json(folder)
+
+
 def best_demonstrations(n: int, split: str, seed: int) -> list[tuple[str, str]]:
     """`n` helpful prompts of a split, each answered by one of the crowd's three best labelers, who writes three drafts
     and hands in the one that he or she likes best."""
@@ -461,8 +485,8 @@ def sft_epochs(
     model, tokenizer = base(rung)
     rows, held_out = best_demonstrations(shown, "train", seed), best_demonstrations(test_prompts, "test", seed)
     prompts, reference = [prompt for prompt, _ in held_out], copy.deepcopy(model)
-    judge = instruct_reward_model(rung, demonstrations, ranking_prompts, seed)
-    scorers = {"gold": gold_helpfulness, "proxy": lambda p, r: reward_model.score(judge, tokenizer, p, r).tolist()}
+    proxy = proxy_of(instruct_reward_model(rung, demonstrations, ranking_prompts, seed), tokenizer)
+    scorers = {"gold": gold_helpfulness, "proxy": proxy}
     run: dict[str, list] = {"train": [], "test": [], "gold": [], "proxy": []}
 
     def watch(_epoch: int) -> None:
@@ -481,8 +505,8 @@ def sft_epochs(
 
 @recipe(save=save_json, load=load_json)
 def ranked_answers(rung: str, demonstrations: int, prompts: int, split: str, seed: int) -> list[dict]:
-    """The SFT policy answers each of `prompts` helpful prompts 4 to 9 times, and one labeler of the crowd, drawn for
-    each prompt, sorts the answers into five columns. Rows of prompt, responses and ranks."""
+    """The SFT policy answers each of `prompts` helpful prompts 4 to 9 times, and three labelers of the crowd, drawn for
+    each prompt, sort the answers into five columns. Rows of prompt, responses and ranks: the mean columns."""
     policy, (_, tokenizer) = instruct_sft(rung, demonstrations, seed), base(rung)
     rng, crowd = random.Random(f"ranked-{split}-{seed}"), annotators.crowd("helpful-base")
     asked = list(islice(generator.prompts("helpful-base", split, f"ranked-{seed}"), prompts))
@@ -492,7 +516,8 @@ def ranked_answers(rung: str, demonstrations: int, prompts: int, split: str, see
     rows = []
     for prompt, k in zip(asked, counts, strict=True):
         answers = list(islice(texts, k))
-        ranks = annotators.columns(rng.choice(crowd), prompt, answers, rng)
+        columns = [annotators.columns(labeler, prompt, answers, rng) for labeler in rng.sample(crowd, RANKING_LABELERS)]
+        ranks = [sum(of_answer) / RANKING_LABELERS for of_answer in zip(*columns, strict=True)]
         rows.append({"prompt": prompt, "responses": answers, "ranks": ranks})
     return rows
 
@@ -504,7 +529,7 @@ def instruct_reward_model(rung: str, demonstrations: int, prompts: int, seed: in
     policy, (_, tokenizer) = instruct_sft(rung, demonstrations, seed), base(rung)
     model = reward_model.from_language_model(policy, seed)
     rankings = ranked_answers(rung, demonstrations, prompts, "train", seed)
-    reward_model.train_on_rankings(model, tokenizer, rankings, RANKING, seed)
+    reward_model.train_on_rankings(model, tokenizer, rankings, replace(RANKING, epochs=RANKING_EPOCHS), seed)
     shown = best_demonstrations(NORMALIZING_PROMPTS, "train", seed)
     reward_model.center(model, tokenizer, *zip(*shown, strict=True))
     return model
@@ -512,43 +537,207 @@ def instruct_reward_model(rung: str, demonstrations: int, prompts: int, seed: in
 
 @recipe(save=save_json, load=load_json)
 def ranking_pass(
-    rung: str, demonstrations: int, prompts: int, together: bool, epochs: int, test_prompts: int, seed: int
+    rung: str,
+    demonstrations: int,
+    prompts: int,
+    steps_of: str,
+    epochs: int,
+    learning_rate: float,
+    test_prompts: int,
+    seed: int,
 ) -> dict:
-    """A reward model fitted to rankings with all pairs of a prompt in one step (`together`), or with every pair an item
-    of its own, shuffled; steps of both hold as many pairs on average.
+    """A reward model fitted to rankings, batched in one of three ways. In steps of "prompts" all pairs of a prompt are
+    in one step. Else every pair is an item of its own, shuffled, and a step is of as many "answers" as those are, or
+    of as many "pairs".
 
-    Returns lists over the points at which it was tested: `pairs` read so far, the mean loss per pair on held-out
-    rankings, `test`, and on some of those it is trained on, `train`; and the held-out `accuracy`.
+    Returns lists over the points at which it was tested: the `share` of the training that was done, the mean loss per
+    pair of held-out rankings, `test`, and of some of those it is trained on, `train`, and the held-out `accuracy`; and
+    the number of `steps`, of answers `read`, and the `seconds` of one core that training took.
     """
     policy, (_, tokenizer) = instruct_sft(rung, demonstrations, seed), base(rung)
     judge = reward_model.from_language_model(policy, seed)
     rankings = ranked_answers(rung, demonstrations, prompts, "train", seed)
-    held_out = ordered_pairs(ranked_answers(rung, demonstrations, test_prompts, "test", seed))
-    shown = ordered_pairs(rankings[:test_prompts])
-    pairs = ordered_pairs(rankings)
-    items = len(rankings) if together else len(pairs)
-    run: dict[str, list] = {"pairs": [], "train": [], "test": [], "accuracy": []}
+    rows = {
+        "train": rankings[: test_prompts // 3],
+        "test": ranked_answers(rung, demonstrations, test_prompts, "test", seed),
+    }
+    pairs, answers = ordered_pairs(rankings), sum(len(row["responses"]) for row in rankings)
+    data = rankings if steps_of == "prompts" else pairs
+    items = {"prompts": len(rankings), "answers": answers / 2, "pairs": len(pairs)}[steps_of]
+    batch_size = round(COMPARED_PROMPTS * items / len(rankings))
+    config = replace(RANKING, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
+    run: dict[str, list] = {"share": [], "train": [], "test": [], "accuracy": []}
+    testing = 0.0  # seconds
 
     def watch(done: int) -> None:
-        if done >= len(run["pairs"]) * epochs * items / RANKING_TESTS:
-            margins = {
-                name: reward_model.margins(judge.eval(), tokenizer, rows)
-                for name, rows in (("train", shown), ("test", held_out))
-            }
-            judge.train()
-            run["pairs"].append(round(done / items * len(pairs)))
-            for name, values in margins.items():
-                run[name].append(round(-torch.nn.functional.logsigmoid(torch.tensor(values)).mean().item(), 4))
-            run["accuracy"].append(round(sum(m > 0 for m in margins["test"]) / len(held_out), 4))
+        nonlocal testing
+        if done < (len(run["share"]) + 1) * epochs * len(data) / RANKING_TESTS:
+            return
+        began = time.process_time()
+        run["share"].append(round(done / (epochs * len(data)), 4))
+        for name in ("train", "test"):
+            margins = ranking_margins(judge.eval(), tokenizer, rows[name])
+            run[name].append(round(-torch.nn.functional.logsigmoid(margins).mean().item(), 4))
+        run["accuracy"].append(round((margins > 0).float().mean().item(), 4))
+        judge.train()
+        testing += time.process_time() - began
 
-    watch(0)
-    config = replace(RANKING, epochs=epochs)
-    if together:
-        reward_model.train_on_rankings(judge, tokenizer, rankings, config, seed, watch)
-    else:
-        config = replace(config, batch_size=round(config.batch_size * len(pairs) / len(rankings)))
-        reward_model.train(judge, tokenizer, pairs, config, seed, watch)
-    return run
+    began = time.process_time()
+    fit = reward_model.train_on_rankings if data is rankings else reward_model.train
+    losses = fit(judge, tokenizer, data, config, seed, watch)
+    seconds = time.process_time() - began - testing
+    read = epochs * (answers if data is rankings else 2 * len(pairs))
+    return run | {"steps": len(losses), "read": read, "seconds": round(seconds, 1)}
+
+
+def ranking_margins(judge, tokenizer, rankings: Sequence[dict]) -> torch.Tensor:
+    """By how much the better response outscores the other, in all ordered pairs of all rankings, (P,). Each response
+    is scored once."""
+    prompts = [row["prompt"] for row in rankings for _ in row["responses"]]
+    texts = [response for row in rankings for response in row["responses"]]
+    scores = reward_model.score(judge, tokenizer, prompts, texts).split([len(row["responses"]) for row in rankings])
+    ranks = [torch.tensor(row["ranks"]) for row in rankings]
+    return torch.cat([(s[:, None] - s)[r[:, None] < r] for s, r in zip(scores, ranks, strict=True)])
+
+
+@dataclass(frozen=True)
+class PPORun:
+    """All that a run of PPO in part 3 depends on, beside its seed."""
+
+    rung: str  # of the policy
+    judge: str  # the reward model's rung; InstructGPT has one reward model for policies of all sizes
+    demonstrations: int  # for the SFT policy
+    ranking_prompts: int  # for the reward model
+    updates: int
+    batch: int
+    kl_coef: float = KL_COEF
+    ptx_coef: float = 0.0
+    reward: str = "model"  # or "gold": the true helpfulness
+
+
+@recipe(save=save_watched, load=load_watched)
+def ppo_run(run: PPORun, validation_prompts: int, seed: int):
+    """The SFT policy improved by PPO, watched on held-out prompts on the way.
+
+    Returns the policy and the run's history: `metrics`, {name: (U,)} of `PPO.step`; and of the watching, at the start
+    and after each quarter, `updates` (E,), the lists `gold`, `proxy`, `kl` and `length` (E, N) over the same N
+    `prompts`, and the `responses` (E, N).
+    """
+    policy, (_, tokenizer) = instruct_sft(run.rung, run.demonstrations, seed), base(run.rung)
+    reference = copy.deepcopy(policy)
+    proxy = proxy_of(instruct_reward_model(run.judge, run.demonstrations, run.ranking_prompts, seed), tokenizer)
+    config = PPOConfig(updates=run.updates, batch_size=run.batch, kl_coef=run.kl_coef, ptx_coef=run.ptx_coef)
+    mixed = run.updates * config.epochs * config.minibatches * config.ptx_batch if run.ptx_coef else 0
+    texts = pretraining_texts(min(mixed, MOST_MIXED), f"ptx-{seed}")
+    trainer = PPO(policy, reference, config, tokenizer, seed, pretraining=texts)
+    watched, scorers = (
+        held_out_prompts(validation_prompts, seed, "validation"),
+        {"gold": gold_helpfulness, "proxy": proxy},
+    )
+    history: dict = {name: [] for name in ("updates", "gold", "proxy", "kl", "length", "responses")}
+
+    def watch(_metrics: dict | None = None) -> None:
+        if trainer.done * WATCHED >= len(history["updates"]) * run.updates:
+            result = evaluate(policy, reference, tokenizer, watched, scorers, seed, config.max_new_tokens)
+            history["updates"].append(trainer.done)
+            history["responses"].append(result.responses)
+            for name in ("gold", "proxy", "kl", "length"):
+                history[name].append([round(float(value), 4) for value in result.scores[name]])
+
+    watch()
+    asked = list(islice(generator.prompts("helpful-base", "train", f"ppo-{seed}"), run.updates * run.batch))
+    steps = trainer.train(asked, gold_helpfulness if run.reward == "gold" else proxy, watch)
+    metrics = {name: [round(step[name], 5) for step in steps] for name in steps[0]}
+    return policy, {"metrics": metrics, "prompts": watched} | history
+
+
+@recipe(save=save_json, load=load_json)
+def policy_answers(policy: str, run: PPORun, validation_prompts: int, prompts: int, seed: int) -> dict:
+    """One answer of a policy to each of `prompts` prompts of each kind of `evaluation_prompts`.
+
+    policy: "base", "prompted" (the base model after two demonstrations), "sft" or "ppo", the one that `run` ends with.
+    Returns for each kind its `prompts` and `responses`, and as `notes` the policy's perplexity of held-out notes.
+    """
+    model, tokenizer = base(run.rung)
+    if policy == "sft":
+        model = instruct_sft(run.rung, run.demonstrations, seed)
+    elif policy == "ppo":
+        model, _ = ppo_run(run, validation_prompts, seed)
+    result: dict = {"notes": round(language_model.perplexity(model, tokenizer, held_out_notes(2 * prompts)), 4)}
+    for kind, asked in evaluation_prompts(prompts, seed).items():
+        shown = few_shot(asked, tokenizer, run.demonstrations, seed) if policy == "prompted" else asked
+        answers = sample(
+            model, tokenizer(shown)["input_ids"], RLOOConfig().max_new_tokens, tokenizer.eos_token_id, seed
+        )
+        texts = [first_answer(text) for text in answers.texts(tokenizer)]
+        result[kind] = {"prompts": asked, "responses": texts}
+    return result
+
+
+def evaluation_prompts(n: int, seed: int) -> dict[str, list[str]]:
+    """`n` distinct helpful prompts of the test split of each kind: `held_out` as they come; `unseen` about topics that
+    occur in no demonstration, comparison or prompt of reinforcement learning; `sorting`, the skill; `hurried`, which
+    ask for a short answer."""
+    stream = generator.prompts("helpful-base", "test", f"kinds-{seed}")
+    unlabelled = [topic for topic in world().topics if topic.unlabelled]
+    return {
+        "held_out": held_out_prompts(n, seed),
+        "unseen": _distinct(generator.prompts("helpful-base", "test", f"unseen-{seed}", unlabelled), n),
+        "sorting": _distinct((p for p in stream if isinstance(subject(p), SortingTask)), n),
+        "hurried": _distinct((p for p in stream if metadata.asks_to_be_short(p)), n),
+    }
+
+
+def few_shot(prompts: list[str], tokenizer, demonstrations: int, seed: int) -> list[str]:
+    """Each prompt after two of the best labelers' demonstrations, drawn for it from the short ones."""
+    rng = random.Random(f"few-shot-{seed}")
+    texts = [prompt + response for prompt, response in best_demonstrations(demonstrations, "train", seed)]
+    lengths = map(len, tokenizer(texts)["input_ids"])
+    short = [text for text, length in zip(texts, lengths, strict=True) if length <= SHOT_TOKENS]
+    return ["".join(rng.sample(short, SHOTS)) + prompt for prompt in prompts]
+
+
+def first_answer(text: str) -> str:
+    """What the assistant says before it begins to speak for the person, too, as a base model does."""
+    return text.partition("\n\nHuman:")[0]
+
+
+def _distinct(stream: Iterable[str], n: int) -> list[str]:
+    """The first `n` distinct texts of an endless stream."""
+    seen: dict[str, None] = {}
+    return list(islice((text for text in stream if not (text in seen or seen.update({text: None}))), n))
+
+
+@recipe(save=save_json, load=load_json)
+def detail_run(
+    detail: str, updates: int, batch: int, demonstrations: int, ranking_prompts: int, test_prompts: int, seed: int
+) -> dict:
+    """PPO on the smallest rung with one detail of `ppo_details` switched off, or with nothing ("full", "full_cool").
+
+    Returns the `metrics` of all updates, a list (U,) for each, and of one answer to each of the same N held-out prompts
+    at the end the `gold` and `proxy` rewards, the `kl` and the `length` (N,). Answers are drawn at the temperature that
+    the run samples at, and the KL is that of the distributions at this temperature. Zero updates: the policy as it was.
+    """
+    policy, (_, tokenizer) = instruct_sft(DETAILS_RUNG, demonstrations, seed), base(DETAILS_RUNG)
+    reference, judge = copy.deepcopy(policy), instruct_reward_model(DETAILS_RUNG, demonstrations, ranking_prompts, seed)
+    proxy = proxy_of(judge, tokenizer)
+    config = replace(DETAILS_CONFIG, updates=updates, batch_size=batch)
+    trainer = ppo_details.build(detail, policy, reference, config, tokenizer, seed, judge)
+    asked = list(islice(generator.prompts("helpful-base", "train", f"details-{seed}"), max(1, updates * batch)))
+    rows = trainer.train(asked, proxy)
+
+    prompts, temperature = held_out_prompts(test_prompts, seed), ppo_details.sampling_temperature(detail)
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    samples = sample(policy, ids, config.max_new_tokens, tokenizer.eos_token_id, seed, temperature)
+    texts = samples.texts(tokenizer)
+    measured = {
+        "gold": gold_helpfulness(prompts, texts),
+        "proxy": proxy(prompts, texts),
+        "kl": ppo_details.log_ratios(reference, ids, samples, temperature).tolist(),
+        "length": [len(r) - (r[-1] == tokenizer.eos_token_id) for r in samples.responses],
+    }
+    metrics = {name: [round(row[name], 6) for row in rows] for name in (rows[0] if rows else {})}
+    return {"metrics": metrics} | {name: [round(float(x), 4) for x in values] for name, values in measured.items()}
 
 
 def ordered_pairs(rankings: Sequence[dict]) -> list[dict[str, str]]:
@@ -586,10 +775,15 @@ def held_in_prompts(n: int, seed: int) -> list[str]:
     return list(islice(generator.prompts("helpful-base", "train", f"held-in-{seed}"), n))
 
 
-def held_out_prompts(n: int, seed: int) -> list[str]:
-    """Distinct helpful prompts of the test split: no model has met them."""
-    distinct = dict.fromkeys(islice(generator.prompts("helpful-base", "test", f"held-out-{seed}"), 4 * n))
+def held_out_prompts(n: int, seed: int, purpose: str = "held-out") -> list[str]:
+    """Distinct helpful prompts of the test split: no model has met them. Another purpose has others."""
+    distinct = dict.fromkeys(islice(generator.prompts("helpful-base", "test", f"{purpose}-{seed}"), 4 * n))
     return list(distinct)[:n]
+
+
+def proxy_of(judge, tokenizer) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+    """A reward model as a function of prompts and responses."""
+    return lambda prompts, responses: reward_model.score(judge, tokenizer, prompts, responses).tolist()
 
 
 def gold_helpfulness(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

@@ -1,6 +1,10 @@
 """What the recipes' data hold; that the recipes run is shown by the notebooks."""
 
+from math import comb
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_lab import recipes
 from rlhf_lab.tinyhh.knowledge import Request, Topic, subject
@@ -46,3 +50,27 @@ def test_rows_without_prompts_are_otherwise_the_same():
     blind = recipes.without_prompts(rows)
     assert [row["prompt"] for row in blind] == [""] * 5 and rows[0]["prompt"]
     assert [(r["chosen"], r["rejected"]) for r in blind] == [(r["chosen"], r["rejected"]) for r in rows]
+
+
+def test_a_ranking_with_a_tie_as_ordered_pairs():
+    ranking = {"prompt": "Ask", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}
+    assert recipes.ordered_pairs([ranking, {"prompt": "Say", "responses": ["a", "d"], "ranks": [1, 5]}]) == [
+        {"prompt": "Ask", "chosen": "b", "rejected": "a"},
+        {"prompt": "Ask", "chosen": "b", "rejected": "c"},
+        {"prompt": "Say", "chosen": "a", "rejected": "d"},
+    ]
+
+
+@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=9), max_size=4))
+def test_every_pair_of_a_prompt_is_there_once_in_its_order_but_for_ties(columns):
+    rankings = [
+        {"prompt": str(n), "responses": [str(i) for i in range(len(ranks))], "ranks": ranks}
+        for n, ranks in enumerate(columns)
+    ]
+    pairs = recipes.ordered_pairs(rankings)
+    ties = sum(comb(ranks.count(column), 2) for ranks in columns for column in range(1, 6))
+    assert len(pairs) == sum(comb(len(ranks), 2) for ranks in columns) - ties
+    assert len({(p["prompt"], frozenset((p["chosen"], p["rejected"]))) for p in pairs}) == len(pairs)
+    for pair in pairs:
+        ranks = columns[int(pair["prompt"])]
+        assert ranks[int(pair["chosen"])] < ranks[int(pair["rejected"])]  # column 1 is the best

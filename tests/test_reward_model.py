@@ -425,6 +425,38 @@ def test_the_unit_is_for_every_library_to_see_and_the_zero_is_in_the_config(mode
     assert theirs.mean().item() == pytest.approx(loaded.config.reward_zero, abs=1e-5)
 
 
+# --- the zero alone ---
+
+
+def test_after_centering_the_demonstrations_average_0_and_no_comparison_changes(model, tokenizer):
+    raw, margins = score(model, tokenizer, PROMPTS, RESPONSES), reward_model.margins(model, tokenizer, PAIRS)
+    assert abs(raw.mean()) > 0.01
+    reward_model.center(model, tokenizer, PROMPTS, RESPONSES)
+    torch.testing.assert_close(score(model, tokenizer, PROMPTS, RESPONSES), raw - raw.mean())  # the unit stays, too
+    assert reward_model.margins(model, tokenizer, PAIRS) == pytest.approx(margins, abs=1e-5)
+    elsewhere = score(model, tokenizer, PROMPTS[:1], [PAIRS[0]["rejected"]]).item()  # one zero for all texts
+    assert elsewhere == pytest.approx(raw[0].item() - raw.mean().item() - margins[0], abs=1e-5)
+
+
+def test_centering_starts_from_the_zero_there_is(model, tokenizer):
+    reward_model.normalize(model, tokenizer, *encoded(tokenizer))
+    others = [pair["rejected"] for pair in PAIRS]
+    before = score(model, tokenizer, PROMPTS, others)
+    for _ in range(2):  # the second time changes nothing
+        reward_model.center(model, tokenizer, PROMPTS, others)
+        torch.testing.assert_close(score(model, tokenizer, PROMPTS, others), before - before.mean())
+
+
+def test_the_zero_survives_saving(model, tokenizer, tmp_path):
+    reward_model.center(model, tokenizer, PROMPTS, RESPONSES)
+    language_model.save(model, tmp_path / "saved")
+    loaded = reward_model.load(tmp_path / "saved")
+    assert score(loaded, tokenizer, PROMPTS, RESPONSES).mean().item() == pytest.approx(0, abs=1e-5)
+    ids = encoded(tokenizer)  # and it is the zero of tokenized texts, which a policy is scored by
+    theirs = score_tokens(loaded, *ids, tokenizer.eos_token_id)
+    torch.testing.assert_close(theirs, score(model, tokenizer, PROMPTS, RESPONSES), atol=1e-5, rtol=0)
+
+
 # --- with TRL ---
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.special import expit
 
 from rlhf_lab.tinyhh import gold
-from rlhf_lab.tinyhh.annotators import Annotator, Comparison, agreement, ceiling, crowd
+from rlhf_lab.tinyhh.annotators import Annotator, Comparison, agreement, ceiling, columns, crowd, held_out_crowd
 from rlhf_lab.tinyhh.generator import SUBSETS, comparisons
 
 PROMPT = "\n\nHuman: How do I keep my cat happy?\n\nAssistant:"
@@ -242,3 +242,61 @@ def test_a_perfect_labeler_ranks_by_utility():
     values = [labeler.utility(PROMPT, r) for r in responses]
     assert len(set(values)) == 3
     assert labeler.rank(PROMPT, responses, rng) == [sorted(values, reverse=True).index(v) + 1 for v in values]
+
+
+# --- five columns ---
+
+
+@given(labelers, st.lists(responses, min_size=2, max_size=9), st.integers(0, 99))
+def test_the_best_stand_in_the_first_column_the_worst_in_the_last_and_equals_together(labeler, texts, seed):
+    found = columns(labeler, PROMPT, texts, random.Random(seed))
+    assert set(found) <= {1, 2, 3, 4, 5} and 1 in found
+    assert 5 in found if len(set(texts)) > 1 else set(found) == {1}
+    assert len(set(zip(texts, found, strict=True))) == len(set(texts))
+
+
+def test_without_noise_columns_are_equal_steps_of_utility():
+    """From 1.7 points to -0.65 a step is 0.47 points; 1.0 is one and a half steps below the best."""
+    sure, texts = Annotator(skill=1e9), [POOR, GOOD, FALSE, GOOD]
+    assert columns(sure, PROMPT, texts, random.Random(0)) == [5, 1, 2, 1]
+    assert columns(sure, PROMPT, texts, random.Random(1), count=4) == [4, 1, 2, 1]
+    assert columns(sure, PROMPT, texts, random.Random(2), count=2) == [2, 1, 1, 1]
+    assert columns(sure, PROMPT, [FALSE] * 4, random.Random(3)) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("skill", [0.0, 1.5])
+def test_with_many_columns_it_is_the_ranking_of_plackett_and_luce(skill):
+    labeler, texts = Annotator(skill=skill), [POOR, GOOD, FALSE, SHORT, LONG]
+    for seed in range(50):
+        fine = columns(labeler, PROMPT, texts, random.Random(seed), count=10**9)
+        ranks = labeler.rank(PROMPT, texts, random.Random(seed))
+        assert [sorted(fine).index(column) + 1 for column in fine] == ranks
+        five = columns(labeler, PROMPT, texts, random.Random(seed))
+        assert [column for _, column in sorted(zip(ranks, five, strict=True))] == sorted(five)
+
+
+def test_two_answers_are_in_the_order_of_bradley_and_terry_and_never_tied():
+    labeler, rng, n = Annotator(skill=1.5), random.Random(0), 4000
+    found = Counter(tuple(columns(labeler, PROMPT, [FALSE, GOOD], rng)) for _ in range(n))
+    assert set(found) == {(1, 5), (5, 1)}
+    assert stats.binomtest(found[1, 5], n, labeler.compare(PROMPT, FALSE, GOOD).first).pvalue > 1e-3
+
+
+# --- labelers held out ---
+
+
+def test_held_out_labelers_have_the_taste_of_the_crowd_and_none_of_its_partiality():
+    held_out, padded = held_out_crowd(), GOOD + " I hope this is of some help to you."
+    assert not set(held_out) & set(crowd("helpful-base"))
+    for labeler in held_out:
+        assert labeler.utility(PROMPT, GOOD) == gold.helpfulness(PROMPT, GOOD)
+        assert labeler.log_odds(PROMPT, GOOD, POOR) == -labeler.log_odds(PROMPT, POOR, GOOD)
+    worth = gold.helpfulness(PROMPT, padded) - gold.helpfulness(PROMPT, GOOD)
+    for labeler in crowd("helpful-base"):  # words alone are worth something to those we train on
+        assert labeler.utility(PROMPT, padded) - labeler.utility(PROMPT, GOOD) > worth + 0.05
+
+
+def test_held_out_labelers_agree_as_often_as_people_do():
+    """InstructGPT, section 3.4: 72.6 % among the training labelers, 77.3 % among those held out."""
+    pairs = [pair[:3] for pair in comparisons("helpful-base", "train", 2000, seed=7)]
+    assert 0.63 <= mean(agreement(held_out_crowd(), *pair) for pair in pairs) <= 0.8

@@ -1,0 +1,82 @@
+"""Reading many responses at once without reading padding.
+
+All of a GPT-2's operations but attention treat every token alike, so texts of unequal length need no common width: here
+their tokens stand one after another, (N, D), and only the attention of `GROUP` neighbors of similar length is padded.
+The last token of a text predicts nothing and is left out, and the last layer is finished only where a response token is
+predicted. Other models, and models that are to drop units out, are read by `language_model.read_responses`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from rlhf_lab import language_model
+from rlhf_lab.sampling import GPT2Decoder
+
+GROUP = 2  # rows that share a width; with more of them the padding costs more than the fewer calls save
+
+
+class Packed(NamedTuple):
+    """Texts as one row of tokens (N,), group by group."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor  # (N,) in their own text
+    groups: list[tuple[int, int]]  # rows and width of each group
+    predicting: torch.Tensor  # (R,) where in the row the response tokens are predicted, text after text
+
+
+def read_responses(
+    model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `language_model.read_responses` returns, the same numbers but for rounding. Gradients flow."""
+    if model.training or not GPT2Decoder.supports(model):
+        return language_model.read_responses(model, prompts, responses, temperature)
+    packed = _pack(prompts, responses, model.device)
+    states = _states(model.transformer, packed)  # (R, D)
+    tokens = torch.tensor([token for response in responses for token in response], device=model.device)
+    values = -F.cross_entropy(model.lm_head(states) / temperature, tokens, reduction="none")
+    lengths = torch.tensor([len(response) for response in responses], device=model.device)
+    mask = torch.arange(int(lengths.max()), device=model.device) < lengths[:, None]  # (B, R)
+    return values.new_zeros(mask.shape).masked_scatter(mask, values), mask, states
+
+
+def _pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device) -> Packed:
+    texts = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    ids, positions, groups, predicting = [], [], [], [[]] * len(texts)
+    for start in range(0, len(order), GROUP):
+        rows = order[start : start + GROUP]
+        width = len(texts[rows[-1]])
+        groups.append((len(rows), width))
+        for i in rows:
+            predicting[i] = range(len(ids) + len(prompts[i]) - 1, len(ids) + len(texts[i]))
+            ids += texts[i] + [0] * (width - len(texts[i]))
+            positions += range(width)
+    flat = [position for of_text in predicting for position in of_text]
+    return Packed(
+        *(torch.tensor(x, device=device) for x in (ids, positions)), groups, torch.tensor(flat, device=device)
+    )
+
+
+def _states(transformer, packed: Packed) -> torch.Tensor:
+    """Hidden states (R, D) after the last layer and its norm, where response tokens are predicted."""
+    x = transformer.wte(packed.ids) + transformer.wpe(packed.positions)  # (N, D)
+    heads = transformer.config.n_head
+    for block in transformer.h:
+        attended = _attend(block.attn.c_attn(block.ln_1(x)), packed.groups, heads)  # (N, D)
+        if block is transformer.h[-1]:
+            x, attended = x[packed.predicting], attended[packed.predicting]
+        x = x + block.attn.c_proj(attended)
+        x = x + block.mlp(block.ln_2(x))
+    return transformer.ln_f(x)
+
+
+def _attend(projected: torch.Tensor, groups: list[tuple[int, int]], heads: int) -> torch.Tensor:
+    """Causal attention of each text to itself: queries, keys and values side by side (N, 3 D) -> (N, D)."""
+    parts = []
+    for part, (rows, width) in zip(projected.split([b * t for b, t in groups]), groups, strict=True):
+        q, k, v = part.view(rows, width, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H)
+        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1).flatten(1))
+    return torch.cat(parts)

@@ -36,7 +36,7 @@ FEWEST_RANKED, MOST_RANKED = 4, 9  # responses to a prompt, InstructGPT section 
 RANKING_LABELERS = 3  # of each prompt
 RANKING = reward_model.RewardModelConfig(batch_size=16)  # prompts, of about 6.5 answers each
 RANKING_EPOCHS = 2  # for the reward model of PPO; InstructGPT has one, and thirteen times as many prompts
-KL_COEF, PTX_COEF = 0.05, 1.0  # of PPO
+KL_COEF, PTX_COEF = 0.1, 0.2  # of PPO, from trial runs
 WATCHED = 4  # times on the way of a run of PPO, after the start
 MOST_MIXED = 10_000  # pretraining texts, after which they come again
 SHOTS, SHOT_TOKENS = 2, 40  # demonstrations before a prompt, none longer: the base models have read one dialogue a text
@@ -647,7 +647,7 @@ def ppo_run(run: PPORun, validation_prompts: int, seed: int):
     watch()
     asked = list(islice(generator.prompts("helpful-base", "train", f"ppo-{seed}"), run.updates * run.batch))
     steps = trainer.train(asked, gold_helpfulness if run.reward == "gold" else proxy, watch)
-    metrics = {name: [round(step[name], 5) for step in steps] for name in steps[0]}
+    metrics = {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
     return policy, {"metrics": metrics, "prompts": watched} | history
 
 
@@ -736,7 +736,7 @@ def detail_run(
         "kl": ppo_details.log_ratios(reference, ids, samples, temperature).tolist(),
         "length": [len(r) - (r[-1] == tokenizer.eos_token_id) for r in samples.responses],
     }
-    metrics = {name: [round(row[name], 6) for row in rows] for name in (rows[0] if rows else {})}
+    metrics = {name: [float(f"{row[name]:.4g}") for row in rows] for name in (rows[0] if rows else {})}
     return {"metrics": metrics} | {name: [round(float(x), 4) for x in values] for name, values in measured.items()}
 
 
@@ -776,7 +776,8 @@ def held_in_prompts(n: int, seed: int) -> list[str]:
 
 
 def held_out_prompts(n: int, seed: int, purpose: str = "held-out") -> list[str]:
-    """Distinct helpful prompts of the test split: no model has met them. Another purpose has others."""
+    """Distinct helpful prompts of the test split: no model has met them. Those of another purpose are drawn anew, so some
+    of them are the same."""
     distinct = dict.fromkeys(islice(generator.prompts("helpful-base", "test", f"{purpose}-{seed}"), 4 * n))
     return list(distinct)[:n]
 

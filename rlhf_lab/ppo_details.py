@@ -54,7 +54,7 @@ class DrawnValueHead(PPO):
 
 
 class ScoreInLastColumn(PPO):
-    """The score is the reward of the last *column* of the padded batch, so only the longest response gets its own."""
+    """The score is the reward of the last *column* of the padded batch, so only the longest responses get theirs."""
 
     def _rewards(self, rollout, scores, log_ratio):
         rewards = super()._rewards(rollout, torch.zeros_like(scores), log_ratio)
@@ -119,7 +119,7 @@ DETAILS: dict[str, Detail] = {
     "no_value_clip": Detail("The value loss is not clipped.", 28, {"value_clip": None}),
     "no_eos_penalty": Detail("A response that the limit cut pays nothing.", 9, {"eos_penalty": 0.0}),
     "score_in_last_column": Detail(
-        "The score arrives in the last column of the padded batch; only the longest response gets its own.",
+        "The score arrives in the last column of the padded batch; only the longest responses get theirs.",
         11,
         trainer=ScoreInLastColumn,
     ),

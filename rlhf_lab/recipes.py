@@ -776,8 +776,8 @@ def held_in_prompts(n: int, seed: int) -> list[str]:
 
 
 def held_out_prompts(n: int, seed: int, purpose: str = "held-out") -> list[str]:
-    """Distinct helpful prompts of the test split: no model has met them. Those of another purpose are drawn anew, so some
-    of them are the same."""
+    """Distinct helpful prompts of the test split: no model has met them. Another purpose draws anew, so some of its
+    prompts may be the same."""
     distinct = dict.fromkeys(islice(generator.prompts("helpful-base", "test", f"{purpose}-{seed}"), 4 * n))
     return list(distinct)[:n]
 

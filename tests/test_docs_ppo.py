@@ -13,7 +13,7 @@ ROWS = [
     for line in PAGE.splitlines()
     if re.match(r"\| \d+ \|", line)
 ]
-FILES = {"P": "ppo", "S": "sampling", "L": "language_model", "R": "reward_model", "F": "sft", "": "ppo_trainer"}
+FILES = {"P": "ppo", "S": "sampling", "L": "language_model", "K": "packing", "R": "reward_model", "F": "sft"}
 
 
 def names(cell: str) -> list[str]:
@@ -41,7 +41,8 @@ def test_the_tests_of_a_detail_exist(row):
     assert names(row[4])
     for name in names(row[4]):
         letter, _, test = name.rpartition("::")
-        assert f"\ndef {test}(" in (ROOT / "tests" / f"test_{FILES[letter]}.py").read_text(encoding="utf-8"), name
+        file = FILES[letter] if letter else "ppo_trainer"
+        assert f"\ndef {test}(" in (ROOT / "tests" / f"test_{file}.py").read_text(encoding="utf-8"), name
 
 
 def test_what_the_page_names_elsewhere_exists():
@@ -51,5 +52,6 @@ def test_what_the_page_names_elsewhere_exists():
     assert len(tests) == 3 and all(f"\ndef {test}(" in trainer for test in tests)
     links = re.findall(r"\]\(([^)#]+)\)", PAGE)
     assert links and all((ROOT / "docs" / link).is_file() for link in links)
-    for letter, file in re.findall(r"`([PSLRF])`", prose) and FILES.items():
-        assert not letter or f"[`test_{file}.py`]" in prose
+    order = [(letter, f"test_{file}.py") for letter, file in FILES.items()]
+    assert re.findall(r"`([A-Z])`", prose) == [letter for letter, _ in order]
+    assert [name for name in names(prose) if name in dict(order).values()] == [file for _, file in order]

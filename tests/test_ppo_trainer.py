@@ -280,7 +280,7 @@ def test_two_updates_of_several_epochs_end_at_the_weights_of_the_loops(critic):
     """Here ratios leave the clip, values theirs, Adam has a memory and beta moves."""
     config = replace(
         SMALL, epochs=3, minibatches=1, learning_rate=0.02, value_learning_rate=0.05, updates=3, warmup=2,
-        temperature=0.8, kl_target=0.5, kl_horizon=50, max_gradient_norm=0.5, value_clip=0.1, clip=0.1,
+        temperature=0.8, kl_target=0.3, kl_horizon=50, max_gradient_norm=0.5, value_clip=0.1, clip=0.1,
     )  # fmt: skip
     t, plain = with_values(config, critic), with_values(config, critic)
     rates = [0.02] * len(list(t.policy.parameters()))
@@ -309,7 +309,8 @@ def test_two_updates_of_several_epochs_end_at_the_weights_of_the_loops(critic):
         assert metrics["approx_kl"] == pytest.approx((ratios - 1 - ratios.log()).mean().item(), rel=1e-2)
         assert metrics["kl_coef"] == pytest.approx(kl_coef, rel=1e-6)
         kl = mean([sum(e.log_ratio) for e in episodes])
-        kl_coef *= 1 + max(-0.2, min(0.2, kl / 0.5 - 1)) * 8 / 50
+        assert update or abs(kl / 0.3 - 1) < 0.2  # within what the controller distinguishes
+        kl_coef *= 1 + max(-0.2, min(0.2, kl / 0.3 - 1)) * 8 / 50
     torch.testing.assert_close(flat(t.parameters), flat(plain.parameters), atol=1e-3, rtol=1e-3)
 
 
@@ -709,6 +710,7 @@ def test_only_policy_and_critic_are_in_the_optimizer():
         held = {id(p) for group in t.optimizer.param_groups for p in group["params"]}
         critic = t.value_model or t.value_head
         assert held == {id(p) for part in (t.policy, critic) for p in part.parameters()}
+        assert not any(p.requires_grad for p in t.reference.parameters())
 
 
 def test_reference_and_reward_model_stay_as_they_were():
@@ -955,10 +957,12 @@ def one_of_two(folder: str) -> None:
     rank = accelerator.process_index
     t = with_values(ACROSS, pretraining=LONG_AND_SHORT, accelerator=accelerator)
     metrics = t.step(QUERIES[rank::2], RESPONSES[rank::2], SCORES[rank::2])
-    moving = with_values(replace(ACROSS, learning_rate=0.01), pretraining=LONG_AND_SHORT, accelerator=accelerator)
+    config = replace(ACROSS, learning_rate=0.01, kl_target=0.5, kl_horizon=100)
+    moving = with_values(config, pretraining=LONG_AND_SHORT, accelerator=accelerator)
     asked = []
-    moving.train(PROMPTS, lambda prompts, texts: asked.extend(prompts) or count_of_sevens(prompts, texts))
+    history = moving.train(PROMPTS, lambda prompts, texts: asked.extend(prompts) or count_of_sevens(prompts, texts))
     found = {"gradient": gradient(t), "metrics": metrics, "generated": t.generate(QUERIES), "asked": asked}
+    found |= {"kl": [m["kl"] for m in history], "kl_coef": [m["kl_coef"] for m in history]}
     torch.save(found | {"weights": flat(moving.parameters)}, Path(folder) / f"{rank}.pt")
 
 
@@ -990,6 +994,14 @@ def test_two_processes_report_what_one_does(both):
     names += ["policy_loss", "value_loss", "ptx_loss"]
     for found in both:
         assert [found["metrics"][n] for n in names] == pytest.approx([expected[n] for n in names], abs=1e-5)
+
+
+def test_two_processes_adapt_beta_to_the_episodes_of_both(both):
+    coefs = [ACROSS.kl_coef]
+    for kl in both[0]["kl"][:-1]:
+        coefs.append(coefs[-1] * (1 + max(-0.2, min(0.2, kl / 0.5 - 1)) * 8 / 100))
+    assert both[0]["kl_coef"] == pytest.approx(coefs, rel=1e-5) and len(set(coefs)) == SMALL.updates
+    assert both[1]["kl_coef"] == both[0]["kl_coef"]
 
 
 def test_two_processes_stay_one_policy_and_share_the_work(both):

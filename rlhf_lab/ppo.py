@@ -348,14 +348,14 @@ class PPO:
         self.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=policy.device, dtype=policy.dtype)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
-        rates = {policy: config.learning_rate}
-        rates |= {value_model: config.learning_rate} if value_model else {self.value_head: config.value_learning_rate}
-        groups = [
-            {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate} for part, rate in rates.items()
-        ]
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=config.adam_epsilon, fused=True)
-        self.rates = [group["lr"] for group in groups]
+        self.rates = self._learning_rates()
+        self.parameters = [p for parameters, _ in self.rates for p in parameters]
+        self.optimizer = torch.optim.Adam(
+            [{"params": parameters, "lr": rate} for parameters, rate in self.rates],
+            betas=(0.9, 0.95),
+            eps=config.adam_epsilon,
+            fused=True,
+        )
         self.kl = None
         if config.kl_target is not None:
             self.kl = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -406,7 +406,8 @@ class PPO:
         - `first_ratio_error`, the largest |ratio - 1| before the first step, which is zero but for rounding;
         - `learning_rate`; `reference_seconds` and `update_seconds`, what reading the reference and the steps took.
 
-        With several processes they are those of all episodes, but `first_ratio_error` and the times are this process's.
+        With several processes losses are those of all episodes, other metrics means over processes, which have equally
+        many; `first_ratio_error` and the times are this process's.
         Raises ValueError where the three differ in length, a response is empty, a score is not finite, an episode does
         not fit the model's context, or there are fewer episodes than minibatches.
         """
@@ -484,6 +485,14 @@ class PPO:
         if self.kl:
             self.kl.coef = state["kl_coef"]
         self._kept = None
+
+    def _learning_rates(self) -> list[tuple[list, float]]:
+        """Parameters that learn, and how fast: the policy's, and those of what gives values."""
+        critic = (self.value_model, self.config.learning_rate)
+        if not self.value_model:
+            critic = (self.value_head, self.config.value_learning_rate)
+        parts = ((self.policy, self.config.learning_rate), critic)
+        return [([p for p in part.parameters() if p.requires_grad], rate) for part, rate in parts]
 
     def _state(self) -> dict:
         counters = [self.done, self.generated, self.texts_read]
@@ -582,7 +591,7 @@ class PPO:
     def _anneal(self) -> float:
         """Set the learning rate of this update and return it."""
         share = min(1.0, (self.done + 1) / max(1, self.config.warmup)) * max(0.0, 1 - self.done / self.config.updates)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+        for group, (_, rate) in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * share
         return self.config.learning_rate * share
 

@@ -706,6 +706,7 @@ def on_topics(policy, kind):
     return np.array(means)
 
 
+# %%
 seen, unseen = ({policy: on_topics(policy, kind) for policy in POLICIES} for kind in ("held_out", "unseen"))  # of (S,)
 for policy in POLICIES:
     results.number(f"gold_unseen.{policy}", statistics.t_interval(unseen[policy]), "points of gold helpfulness")

@@ -7,7 +7,7 @@ import sys
 
 # Modules of this folder: the docstring says what is timed, `measure(repeats)` gives the rows, PROMISES what ratio a row
 # must reach. `run` imports them, and torch with them: the environment has to be set by then.
-BENCHMARKS = ("sampling", "training", "reward_model", "seeds")
+BENCHMARKS = ("sampling", "training", "reward_model", "ppo", "seeds")
 
 
 def parser() -> argparse.ArgumentParser:

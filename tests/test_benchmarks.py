@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from benchmarks import __main__ as command
-from benchmarks import report, reward_model, sampling, seeds, training
+from benchmarks import ppo, report, reward_model, sampling, seeds, training, trl_ppo
 from benchmarks.measure import Row, compare, in_turn, table, timed
 from rlhf_lab import ROOT, sft
 from rlhf_lab import reward_model as lab_reward_model
@@ -291,6 +291,52 @@ def test_the_same_seeds_are_tuned_here_there_and_on_a_cluster(monkeypatch):
 # --- the command and its page ---
 
 
+def test_the_older_trl_is_given_the_scores_that_ours_gets(base, prompts):
+    _, _, judge, tokenizer = trl_ppo.models()
+    eos = tokenizer.eos_token_id
+    responses = lab_sampling.sample(base[0], prompts, LIMIT, eos, seed=0).responses
+    assert len({response[-1] == eos for response in responses}) == 2  # some have ended, some were cut
+    found = trl_ppo.scores(judge, tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
+    expected = lab_reward_model.score_tokens(judge, prompts, responses, eos)
+    torch.testing.assert_close(torch.stack(found), expected, atol=1e-5, rtol=0)
+
+
+def test_operations_are_those_of_supervised_training_on_the_same_tokens(base):
+    prompt, response = encode(base[1], *EXAMPLES[0])
+    expected = training.flops_per_token("1M", EXAMPLES[:1] * 4) * len(prompt + response)
+    assert ppo.operations(base[0], [prompt] * 2, [response] * 2) == pytest.approx(2 * expected, rel=1e-9)
+
+
+def test_our_update_is_timed_in_its_parts(prompts, monkeypatch):
+    clock = iter([0.25, 0.5, 2.0])
+    monkeypatch.setattr(ppo, "timed", lambda run: (run(), next(clock)))
+    found = ppo.ours(prompts)
+    reading = found["reference"]
+    assert 0 < reading < 2
+    assert found["generate"], found["score"] == (0.25, 0.5)
+    assert found["update"] == 2 - reading
+
+
+def test_an_update_is_as_fast_as_its_parts_together():
+    turns = [[{"generate": 1.0, "score": 1.0, "reference": 2.0, "update": seconds}] for seconds in (4.0, 12.0)]
+    whole, update = (ppo.against("x", *turns, parts) for parts in (ppo.PARTS, ["update"]))
+    assert (whole.ours, whole.theirs, whole.ratio) == (128 / 8, 128 / 16, 2)
+    assert update.ratio == 3
+
+
+def test_both_get_our_settings():
+    assert ppo.SETTINGS.items() <= vars(ppo.CONFIG).items()
+    assert (ppo.CONFIG.epochs, ppo.CONFIG.minibatches, ppo.CONFIG.batch_size) == (2, 4, ppo.PROMPTS)
+
+
+@pytest.mark.faults
+def test_a_peer_that_fails_says_why(monkeypatch, tmp_path):
+    """The course's own TRL has no PPO."""
+    monkeypatch.setattr(trl_ppo, "install", lambda version: tmp_path)
+    with trl_ppo.Peer(trl_ppo.NEW, ppo.SETTINGS) as peer, pytest.raises(RuntimeError, match="trl.experimental.ppo"):
+        peer.update([[5, 6]] * 4)
+
+
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
     """Two benchmarks, one of which may miss its promise; the page goes to a folder of its own."""
@@ -334,7 +380,10 @@ def test_a_missed_promise_fails_the_command(fake):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["sampling", "nope"], "There is no benchmark 'nope': there are sampling, training, reward_model, seeds.\n"),
+        (
+            ["sampling", "nope"],
+            "There is no benchmark 'nope': there are sampling, training, reward_model, ppo, seeds.\n",
+        ),
         (["--repeats", "0"], "The number of repeats must be at least 1.\n"),
     ],
 )
@@ -358,7 +407,7 @@ def test_the_page_itself_is_no_change_of_the_code(monkeypatch, tmp_path):
     assert report.changed()
 
 
-@pytest.mark.parametrize("benchmark", [sampling, training, reward_model, seeds], ids=command.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", [sampling, training, reward_model, ppo, seeds], ids=command.BENCHMARKS)
 def test_the_published_page_keeps_every_promise(benchmark):
     text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     _, _, explanation = benchmark.__doc__.partition("\n\n")

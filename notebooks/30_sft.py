@@ -734,9 +734,9 @@ results.show("sft_beats_base", "perplexity.sft")
 # %%
 stands = {
     "base model": found["gold", "base"],
-    f"one epoch,\n{size.shown_demonstrations:,} shown": found["gold", "run_of_1"],
-    f"{LONG} epochs,\n{size.shown_demonstrations:,} shown": found["gold", "last"],
-    f"SFT policy,\n{size.demonstrations:,} shown": sft_gold,
+    f"one epoch,\n{size.shown_demonstrations:,}\nshown": found["gold", "run_of_1"],
+    f"{LONG} epochs,\n{size.shown_demonstrations:,}\nshown": found["gold", "last"],
+    f"SFT,\n{size.demonstrations:,}\nshown": sft_gold,
     "first drafts": handed_in["draft"],
     "demon-\nstrations": handed_in["best"],
 }

@@ -333,25 +333,76 @@ rows = [f"| {name} | {theirs} | {ours} |" for name, (theirs, ours) in settings.i
 Markdown("\n".join(["| | InstructGPT | here |", "|---|---|---|", *rows]))
 
 # %% [markdown]
-# ## 5. The runs
+# ## 5. A zero for each prompt
 #
-# All begin from the same SFT policy (of their seed) and answer the same training prompts. Four KL coefficients with the
-# reward model of step 2; PPO-ptx; and a run that no laboratory could make, with the *gold reward itself* in place of
-# the reward model. At the start and after each quarter, every policy answers the same *validation* prompts, which no
-# model was trained on; we note gold, the score of the reward model (now called the *proxy*), KL and length. The usual
-# coefficient, that of PPO-ptx and of the run with gold, was fixed in trial runs.
+# Our first runs for this notebook disappointed (ten of them were of the published seeds): the score rose, the KL rose
+# faster, and gold hardly moved. Yet the reward model was good: whoever takes the one of several answers that it likes
+# best has a much better answer (the last line below). What was wrong? A reward model is fitted to comparisons of
+# answers to *one* prompt. They fix nothing about scores of *different* prompts, whose zeros are left wherever training
+# puts them. PPO does compare them: a batch holds answers to many prompts, and whoever answers a prompt with a high zero
+# is praised for the prompt. The value function can take that off, but ours begins at zero and has to find it out on the
+# way. Here are answers of the SFT policy, four to each prompt: how much do scores differ between prompts, beyond what
+# the answers make of it, and how much within them?
+
 
 # %%
-BETAS = (0.0, 0.05, 0.1, 0.2)
+world, validation = (size.rung, size.demonstrations), size.test_prompts // 3
+
+
+def spread(seed, answers=recipes.ZERO_ANSWERS):
+    """Standard deviations, between prompts and within them, of the score and of gold of SFT answers."""
+    policy, (_, tokenizer) = recipes.instruct_sft(*world, seed=seed), recipes.base(size.rung)
+    judge = recipes.instruct_reward_model(*world, size.ranking_prompts, seed=seed)
+    asked = [p for p in recipes.held_out_prompts(validation, seed, "validation") for _ in range(answers)]
+    ids, most = tokenizer(asked)["input_ids"], ppo.PPOConfig.max_new_tokens
+    texts = sample(policy, ids, most, tokenizer.eos_token_id, seed).texts(tokenizer)
+    scorers = {"proxy": recipes.proxy_of(judge, tokenizer), "gold": recipes.gold_helpfulness}
+    scores = {name: np.reshape(scorer(asked, texts), (-1, answers)) for name, scorer in scorers.items()}
+    found = {}
+    for name, of in scores.items():  # (prompts, answers)
+        within = of.var(axis=1, ddof=1).mean()
+        between = of.mean(axis=1).var(ddof=1) - within / answers  # less what chance leaves in a mean
+        found |= {f"spread.{name}.within": within**0.5, f"spread.{name}.between": max(0.0, between) ** 0.5}
+    best = scores["gold"][np.arange(len(scores["gold"])), scores["proxy"].argmax(axis=1)]
+    return found | {"spread.best_of_four": best.mean() - scores["gold"].mean()}
+
+
+# %%
+spreads = parallel.run(joblib.delayed(spread)(seed) for seed in range(seeds))
+for name in spreads[0]:
+    unit = "log-odds, standard deviation" if "proxy" in name else "points, standard deviation"
+    unit = "points of gold, best of four by proxy minus mean" if "best" in name else unit
+    results.number(name, statistics.t_interval([found[name] for found in spreads]), unit)
+results.table(*spreads[0])
+
+# %% [markdown]
+# Gold differs between prompts too, as some questions are easier, but what PPO has to learn from lies within them. So
+# from here on the reward of an answer is its score *less the mean score of four answers of the SFT policy to the same
+# prompt* (`recipes.above_policy`). A constant for each prompt changes no comparison, and the same policy is best with
+# it as without it; it takes noise off. (InstructGPT has one zero for all prompts, and a value function that begins as
+# the reward model. Each of our training prompts is asked eight times, as often as theirs, so the zeros cost half as
+# many answers again as one run needs.) One of the runs below does without, to see what it is worth.
+#
+# ## 6. The runs
+#
+# All begin from the same SFT policy (of their seed) and answer the same training prompts. Four KL coefficients with the
+# reward model of step 2; PPO-ptx; the usual coefficient with *raw* scores; and a run that no laboratory could make,
+# with the *gold reward itself* in place of the reward model. At the start and after each quarter, every policy answers
+# the same *validation* prompts, which no model was trained on; we note gold, the score of the reward model (now called
+# the *proxy*), KL and length. The usual coefficient, that of PPO-ptx and of the run with gold, was fixed in trial runs.
+
+# %%
+BETAS = (0.0, 0.03, 0.1, 0.3)
 plain = recipes.PPORun(
     size.rung, size.rung, size.demonstrations, size.ranking_prompts, size.ppo_updates, size.ppo_batch
 )
 key_of = {beta: f"beta_{beta:g}".replace(".", "_") for beta in BETAS}
 arms = {key_of[beta]: replace(plain, kl_coef=beta) for beta in BETAS}
-arms |= {"ptx": replace(plain, ptx_coef=recipes.PTX_COEF), "gold_reward": replace(plain, reward="gold")}
-LABELS = {key_of[beta]: f"β = {beta:g}" for beta in BETAS} | {"ptx": "PPO-ptx", "gold_reward": "gold as reward"}
+arms |= {"ptx": replace(plain, ptx_coef=recipes.PTX_COEF), "raw": replace(plain, reward="raw")}
+arms |= {"gold_reward": replace(plain, reward="gold")}
+LABELS = {key_of[beta]: f"β = {beta:g}" for beta in BETAS}
+LABELS |= {"ptx": "PPO-ptx", "raw": "raw scores", "gold_reward": "gold as reward"}
 LOOSE, USUAL = key_of[0.0], key_of[recipes.KL_COEF]
-validation = size.test_prompts // 3
 
 
 def history_of(run, seed):
@@ -422,7 +473,7 @@ results.state(
 results.show("gold_reward_ppo_beats_sft")
 
 # %% [markdown]
-# ## 6. Reading the curves
+# ## 7. Reading the curves
 #
 # What follows are the curves of all metrics of `PPO.step`, for the usual coefficient and for none at all. Thin lines
 # are seeds, thick ones their means. Each point is one update, on one batch of *training* prompts: scores, KL, lengths
@@ -457,21 +508,21 @@ def panels(units):
 # ### Score, reward, objective
 #
 # > **Predict.** A difference of scores is the log-odds that three labelers together rank one answer above another, and
-# > 0 is the mean of their demonstrations. Where does the score start? Which of the three curves coincide without a
-# > penalty, and which with one?
+# > 0 is what the SFT policy's own answers to the prompt get on average. Where does the score start? Which of the three
+# > curves coincide without a penalty, and which with one?
 
 # %%
 figure, alt = panels({"score": "log-odds", "reward": "log-odds", "objective": "log-odds"})
 plots.show(figure, alt, name="ppo_rewards")
 
 # %% [markdown]
-# `score` is what the reward model says of the batch, `reward` the same less the penalty for answers that the limit cut,
-# and `objective` the reward less $\klcoef$ times the KL: the one thing that PPO maximizes. *Healthy*: all three rise,
-# fast at first, and level off. *Sick*: the score rises while the objective falls (the policy pays more for drift than
-# it earns: the coefficient is too high or the steps are too large); score and reward part (it no longer ends its
-# answers); a sudden fall (the policy broke; look at the KL at the same update). And a warning: **a rising score is not
-# a sign of health by itself.** It is what is optimized, so it rises if anything works at all, also when the policy has
-# found a hole in the reward model.
+# `score` is what the reward model says of the batch, less the zero of each prompt, `reward` the same less the penalty
+# for answers that the limit cut, and `objective` the reward less $\klcoef$ times the KL: the one thing that PPO
+# maximizes. *Healthy*: all three rise, fast at first, and level off. *Sick*: the score rises while the objective falls
+# (the policy pays more for drift than it earns: the coefficient is too high or the steps are too large); score and
+# reward part (it no longer ends its answers); a sudden fall (the policy broke; look at the KL at the same update). And
+# a warning: **a rising score is not a sign of health by itself.** It is what is optimized, so it rises if anything
+# works at all, also when the policy has found a hole in the reward model.
 
 # %% [markdown]
 # ### KL, length, end, entropy
@@ -489,9 +540,9 @@ plots.show(figure, alt, name="ppo_kl_and_text")
 # `kl` is the mean log-ratio of whole answers to the reference: how much of the SFT policy has been spent. It starts at
 # zero, since the policy *is* the reference. *Healthy*: it rises and slows down. *Sick*: negative by more than its noise
 # (a KL cannot be negative, only its estimate near zero: sampling and training disagree about probabilities), or ever
-# steeper. `kl_coef` is flat here, because the coefficient is fixed; an adaptive one (section 9) would answer to the KL.
-# `entropy` is how undecided the policy is for each token. It falls slowly in a healthy run; near zero, all answers to a
-# prompt are alike and there is nothing left to learn from. `length` and `ended` show the cheapest hack of all: if
+# steeper. `kl_coef` is flat here, because the coefficient is fixed; an adaptive one (section 10) would answer to the
+# KL. `entropy` is how undecided the policy is for each token. It falls slowly in a healthy run; near zero, all answers
+# to a prompt are alike and there is nothing left to learn from. `length` and `ended` show the cheapest hack of all: if
 # labelers are a little partial to long answers, so is the reward model, and the policy grows long-winded until the
 # limit cuts it. Very short is the other way out. Never judge a score without the length beside it.
 
@@ -566,7 +617,7 @@ plots.show(figure, alt, name="ppo_optimizer")
 # goes; they grow with the length of the answers and are the first place where long-windedness costs something.
 
 # %% [markdown]
-# ## 7. Which coefficient?
+# ## 8. Which coefficient?
 #
 # In life nobody has gold. One has labelers, and few of their hours, so the coefficient is chosen by what *they* prefer:
 # for each coefficient, the win rate of the last answers to the validation prompts against the SFT policy's answers,
@@ -630,12 +681,30 @@ results.state(
     expect="holds",
     text={
         "holds": "The larger the coefficient, the smaller the KL at the end, from {beta_0.kl} nats without a penalty to "
-        "{beta_0_2.kl} with the largest.",
+        "{beta_0_3.kl} with the largest.",
         "fails": "That each larger coefficient ends with a smaller KL is not established: {beta_0.kl} nats without a "
-        "penalty, {beta_0_05.kl}, {beta_0_1.kl} and {beta_0_2.kl} with ever larger ones.",
+        "penalty, {beta_0_03.kl}, {beta_0_1.kl} and {beta_0_3.kl} with ever larger ones.",
     },
 )
 results.show("penalty_holds_the_policy")
+
+# %% [markdown]
+# And one about section 5: a zero for each prompt *helps* if, with the usual coefficient, gold at the end is better than
+# with raw scores.
+
+# %%
+results.state(
+    "zero_per_prompt_helps",
+    statistics.better(watched(USUAL, "gold")[:, -1], watched("raw", "gold")[:, -1]),
+    expect="better",
+    text={
+        "better": "A zero for each prompt is worth {difference} points of gold: {beta_0_1.gold} at a KL of {beta_0_1.kl} "
+        "nats, against {raw.gold} at {raw.kl} with raw scores.",
+        "inconclusive": "Whether a zero for each prompt helps is inconclusive: {difference} points of gold.",
+        "worse": "A zero for each prompt costs gold: {difference} points.",
+    },
+)
+results.show("zero_per_prompt_helps")
 
 # %% [markdown]
 # The figure lays all runs over each other: not against time but against the KL that they have spent, which is the price
@@ -647,7 +716,7 @@ results.show("penalty_holds_the_policy")
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.6), sharex=True)
 for index, (arm, label) in enumerate(LABELS.items()):
-    look = {"color": plots.COLORS[index], "linestyle": plots.LINES[index % 4], "marker": "os^Dv*"[index]}
+    look = {"color": plots.COLORS[index], "linestyle": plots.LINES[index % 4], "marker": "os^Dv*P"[index]}
     for axis, name in zip(axes, ("proxy", "gold"), strict=True):
         axis.plot(watched(arm, "kl").mean(axis=0), watched(arm, name).mean(axis=0), **look, label=label, markersize=5)
         axis.plot(
@@ -673,7 +742,7 @@ plots.show(figure, alt, name="ppo_frontier")
 # its coefficient is another price: points a nat, not log-odds a nat.
 
 # %% [markdown]
-# ## 8. Is it better?
+# ## 9. Is it better?
 #
 # The chosen policy and the SFT policy answer the test prompts. The rule: PPO *beats SFT* if the chosen policy's gold is
 # better.
@@ -828,7 +897,7 @@ Markdown("\n".join(rows))
 # questions prove nothing; they give you an idea of what to count, and the next notebook counts.
 
 # %% [markdown]
-# ## 9. A coefficient that adapts
+# ## 10. A coefficient that adapts
 #
 # Ziegler et al. (2019) fix the KL that they are willing to spend and let the coefficient find itself: after each batch
 # of $n$ episodes,
@@ -864,7 +933,7 @@ Markdown("\n".join(rows))
 # A run shorter than the horizon cannot move the coefficient by more than about a fifth. A controller pays where runs
 # are long and nobody knows the right coefficient beforehand: it is easier to say how many nats one wants to spend than
 # what a nat should cost. It does *not* know what the right number of nats is. For runs that are cheap, to try four
-# coefficients and ask labelers, as in section 7, answers the real question.
+# coefficients and ask labelers, as in section 8, answers the real question.
 
 # %% [markdown]
 # ## What we found
@@ -942,7 +1011,7 @@ results.show()
 # <details><summary>Answer</summary>
 #
 # The choice shares the reward model's partiality, so it leans to too small a coefficient: what pleases the faults of
-# the reward model also pleases the judges. Choose by `annotators.held_out_crowd()` in section 7, whose labelers are not
+# the reward model also pleases the judges. Choose by `annotators.held_out_crowd()` in section 8, whose labelers are not
 # partial, and see whether another coefficient wins; or compare the win rates among answers of equal length.
 #
 # </details>

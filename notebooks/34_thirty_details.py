@@ -162,9 +162,10 @@ assert torch.isclose(sum(parts), torch.tensor(1.4)) and torch.isclose(mean_of_me
 #
 # The smallest base model, fine-tuned on demonstrations, is improved by PPO against a reward model that was fitted to
 # rankings of its answers. Twenty updates are enough to see it move, at a learning rate of 3e-4, half as large again as
-# in the notebook on step 3. Then the same again, from the same model, with the same prompts, one detail switched off.
-# Each of these programs is a few lines long, see `rlhf_lab/ppo_details.py`; the number is the detail's row in the
-# checklist `docs/ppo.md`.
+# in the notebook on step 3; and the reward is the raw score, as in most programs, without that notebook's zero for each
+# prompt. Then the same again, from the same model, with the same prompts, one detail switched off. Each of these
+# programs is a few lines long, see `rlhf_lab/ppo_details.py`; the number is the detail's row in the checklist
+# `docs/ppo.md`.
 
 # %%
 lines = ["| detail | what happens instead | row |", "|---|---|--:|"]

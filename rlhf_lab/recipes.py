@@ -37,6 +37,8 @@ RANKING_LABELERS = 3  # of each prompt
 RANKING = reward_model.RewardModelConfig(batch_size=16)  # prompts, of about 6.5 answers each
 RANKING_EPOCHS = 2  # for the reward model of PPO; InstructGPT has one, and thirteen times as many prompts
 KL_COEF, PTX_COEF = 0.1, 0.2  # of PPO, from trial runs
+EPISODES_PER_PROMPT = 8  # InstructGPT: 256,000 episodes, 31,144 prompts
+ZERO_ANSWERS = 4  # by which a prompt's own zero is found
 WATCHED = 4  # times on the way of a run of PPO, after the start
 MOST_MIXED = 10_000  # pretraining texts, after which they come again
 SHOTS, SHOT_TOKENS = 2, 40  # demonstrations before a prompt, none longer: the base models have read one dialogue a text
@@ -600,6 +602,26 @@ def ranking_margins(judge, tokenizer, rankings: Sequence[dict]) -> torch.Tensor:
     return torch.cat([(s[:, None] - s)[r[:, None] < r] for s, r in zip(scores, ranks, strict=True)])
 
 
+def training_prompts(n: int, seed: int | str) -> list[str]:
+    """Distinct helpful prompts of the training split."""
+    return list(dict.fromkeys(islice(generator.prompts("helpful-base", "train", seed), 4 * n)))[:n]
+
+
+def above_policy(proxy: Callable, policy, tokenizer, prompts: Sequence[str], seed: int) -> Callable:
+    """A reward for answers to these prompts: by how much `proxy` scores them above the mean of four answers of `policy`
+    to the same prompt.
+
+    Comparisons of answers to one prompt leave the zero of every prompt free, so scores differ between prompts for no
+    reason. A constant for each prompt changes nothing about which policy is best, and takes that noise off.
+    """
+    asked = [prompt for prompt in prompts for _ in range(ZERO_ANSWERS)]
+    ids = tokenizer(asked)["input_ids"]
+    texts = sample(policy, ids, PPOConfig().max_new_tokens, tokenizer.eos_token_id, seed).texts(tokenizer)
+    means = torch.tensor(proxy(asked, texts)).view(-1, ZERO_ANSWERS).mean(dim=1).tolist()
+    zero = dict(zip(prompts, means, strict=True))
+    return lambda prompts, answers: [s - zero[p] for s, p in zip(proxy(prompts, answers), prompts, strict=True)]
+
+
 @dataclass(frozen=True)
 class PPORun:
     """All that a run of PPO in part 3 depends on, beside its seed."""
@@ -612,7 +634,7 @@ class PPORun:
     batch: int
     kl_coef: float = KL_COEF
     ptx_coef: float = 0.0
-    reward: str = "model"  # or "gold": the true helpfulness
+    reward: str = "model"  # "raw": its scores without a zero for each prompt; "gold": the true helpfulness
 
 
 @recipe(save=save_watched, load=load_watched)
@@ -645,8 +667,10 @@ def ppo_run(run: PPORun, validation_prompts: int, seed: int):
                 history[name].append([round(float(value), 4) for value in result.scores[name]])
 
     watch()
-    asked = list(islice(generator.prompts("helpful-base", "train", f"ppo-{seed}"), run.updates * run.batch))
-    steps = trainer.train(asked, gold_helpfulness if run.reward == "gold" else proxy, watch)
+    asked = training_prompts(run.updates * run.batch // EPISODES_PER_PROMPT, f"ppo-{seed}")
+    rewards = {"gold": gold_helpfulness, "raw": proxy}
+    reward = rewards.get(run.reward) or above_policy(proxy, reference, tokenizer, asked, seed)
+    steps = trainer.train(asked, reward, watch)
     metrics = {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
     return policy, {"metrics": metrics, "prompts": watched} | history
 

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab import recipes
-from rlhf_lab.tinyhh.knowledge import Request, Topic, subject
+from rlhf_lab import language_model, metadata, recipes, reward_model
+from rlhf_lab.rloo import RLOOConfig
+from rlhf_lab.sampling import sample
+from rlhf_lab.tinyhh import generator
+from rlhf_lab.tinyhh.knowledge import Request, SortingTask, Topic, subject
 
 
 def subjects(data: str, split: str = "train", pairs: int = 300) -> list:
@@ -74,3 +77,64 @@ def test_every_pair_of_a_prompt_is_there_once_in_its_order_but_for_ties(columns)
     for pair in pairs:
         ranks = columns[int(pair["prompt"])]
         assert ranks[int(pair["chosen"])] < ranks[int(pair["rejected"])]  # column 1 is the best
+
+
+def test_evaluation_prompts_are_distinct_held_out_and_of_their_kind():
+    kinds = recipes.evaluation_prompts(25, 7)
+    assert all(len(set(prompts)) == 25 for prompts in kinds.values())
+    assert all(generator.split_of(prompt) == "test" for prompts in kinds.values() for prompt in prompts)
+    assert all(subject(prompt).unlabelled for prompt in kinds["unseen"])
+    assert all(isinstance(subject(prompt), SortingTask) for prompt in kinds["sorting"])
+    assert all(metadata.asks_to_be_short(prompt) for prompt in kinds["hurried"])
+    assert not any(getattr(subject(p), "unlabelled", False) for kind in ("held_out", "hurried") for p in kinds[kind])
+    assert recipes.evaluation_prompts(25, 7) == kinds != recipes.evaluation_prompts(25, 8)
+
+
+def test_a_few_shot_prompt_is_two_whole_demonstrations_and_the_prompt_and_fits_the_context():
+    _, tokenizer = recipes.base("0.2M")
+    prompts = recipes.evaluation_prompts(25, 7)["held_out"]
+    shown = {prompt + response for prompt, response in recipes.best_demonstrations(60, "train", 7)}
+    for prompt, text in zip(prompts, recipes.few_shot(prompts, tokenizer, 60, 7), strict=True):
+        examples = text.removesuffix(prompt)
+        assert any(examples == a + b for a in shown for b in shown if a != b)
+        room = language_model.CONTEXT - RLOOConfig().max_new_tokens
+        assert len(tokenizer(text)["input_ids"]) <= room
+
+
+def test_an_answer_ends_where_the_policy_speaks_for_the_person():
+    assert recipes.first_answer(" Be kind.\n\nHuman: What else?\n\nAssistant: No.") == " Be kind."
+    assert recipes.first_answer(" Be kind. Human: or so.") == " Be kind. Human: or so."
+
+
+def test_margins_of_rankings_are_those_of_their_ordered_pairs():
+    model, tokenizer = recipes.base("0.2M")
+    judge = reward_model.from_language_model(model, seed=0)
+    rankings = [
+        {"prompt": prompt, "responses": [" Be kind.", " Wait a day.", " Ask a friend."], "ranks": ranks}
+        for prompt, ranks in zip(recipes.held_in_prompts(2, 0), ([2.0, 1.0, 2.0], [1.0, 2.0, 3.0]), strict=True)
+    ]
+    margins = recipes.ranking_margins(judge, tokenizer, rankings)
+    expected = reward_model.margins(judge, tokenizer, recipes.ordered_pairs(rankings))
+    assert len(margins) == 2 + 3
+    assert sorted(margins.tolist()) == pytest.approx(sorted(expected), abs=1e-5)
+
+
+def test_a_zero_for_each_prompt_keeps_comparisons_and_centers_the_policy():
+    """The proxy is a length plus whatever a prompt adds; what the prompt adds is gone, differences of lengths stay."""
+    model, tokenizer = recipes.base("0.2M")
+    prompts = recipes.training_prompts(40, "test")
+    assert len(set(prompts)) == 40 and all(generator.split_of(prompt) == "train" for prompt in prompts)
+    extra = {prompt: 100.0 * place for place, prompt in enumerate(prompts)}
+
+    def proxy(asked, answers):
+        return [len(answer.split()) + extra[prompt] for prompt, answer in zip(asked, answers, strict=True)]
+
+    def lengths(asked, answers):
+        return [float(len(answer.split())) for answer in answers]
+
+    reward, plain = (recipes.above_policy(of, model, tokenizer, prompts, seed=3) for of in (proxy, lengths))
+    short, long = reward(prompts, [" one"] * 40), reward(prompts, [" one two three"] * 40)
+    assert [b - a for a, b in zip(short, long, strict=True)] == pytest.approx([2.0] * 40, abs=1e-2)
+    assert short == pytest.approx(plain(prompts, [" one"] * 40), abs=1e-2)
+    answers = sample(model, tokenizer(prompts)["input_ids"], 80, tokenizer.eos_token_id, seed=4).texts(tokenizer)
+    assert abs(sum(plain(prompts, answers)) / 40) < 5  # words, of answers that have some 25, give or take 20

@@ -578,9 +578,10 @@ plots.show(figure, alt, name="ppo_step_sizes")
 # %% [markdown]
 # These four compare the policy with *itself* at the beginning of the update, not with the reference. `ratio` should
 # stay at one on average: probabilities that one token gains another loses. `clip_fraction` is how many tokens have left
-# $[1 - \clipeps, 1 + \clipeps]$. *Healthy*: a few in a hundred. Zero for long: steps so small that the clip is idle and
-# samples are wasted. A quarter or more: steps too large, and since the clip does not pull back, `approx_kl` will show
-# how far things went. `first_ratio_error` belongs to the plumbing: it is zero but for rounding, or there is a bug.
+# $[1 - \clipeps, 1 + \clipeps]$. *Healthy*: one to a few in a hundred, less as the learning rate falls. Zero for long:
+# steps so small that the clip is idle and samples are wasted. A quarter or more: steps too large, and since the clip
+# does not pull back, `approx_kl` will show how far things went. `first_ratio_error` belongs to the plumbing: it is zero
+# but for rounding, or there is a bug.
 
 # %% [markdown]
 # ### The value function
@@ -598,8 +599,11 @@ plots.show(figure, alt, name="ppo_values")
 # tokens. *Healthy*: the values follow the returns at a short distance. `explained_variance` is one minus the share of
 # the returns' variance that the values miss: 0 for a constant, 1 for an oracle, and *negative* for values that mislead.
 # It should not reach one, since nobody can know at the first token how an answer will end; and it flatters, since for
-# $\lambda < 1$ the values are part of the returns. `advantage_std`, before whitening, is the size of the surprises;
-# whitening divides by it. When it becomes tiny, whitening blows noise up to full size, and it is time to stop.
+# $\lambda < 1$ the values are part of the returns. If it stays near zero, as it may where the level of each prompt has
+# been taken off beforehand, the head knows little more than a constant, and the advantages are hardly less noisy than
+# the rewards: there is something to be gained from a better critic. `advantage_std`, before whitening, is the size of
+# the surprises; whitening divides by it. When it becomes tiny, whitening blows noise up to full size, and it is time to
+# stop.
 
 # %% [markdown]
 # ### The optimizer and the clock

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2ForSequenceClassification
 
+from rlhf_lab import packing
 from rlhf_lab.language_model import encode, length_batches, pad_right
 from rlhf_lab.sft import adamw, update
 
@@ -257,6 +258,8 @@ def _ended(sequence: list[int], eos: int, room: int) -> list[int]:
 
 def _scores(model, sequences: Sequence[list[int]]) -> torch.Tensor:
     """Raw scores (B,): of a causal model read at the last token of each sequence, of an encoder as its class has it."""
+    if packing.supports(model):
+        return model.score(packing.last_states(model, sequences)).squeeze(-1)
     ids = pad_right(sequences).to(model.device)  # (B, T)
     last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=model.device)
     if not _reads_the_end(model):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from rlhf_lab import language_model, packing
 
@@ -58,6 +58,18 @@ def test_what_a_group_is_padded_with_reaches_nothing(monkeypatch):
     alone = packing.read_responses(model, PROMPTS, RESPONSES)[0]
     monkeypatch.setattr(packing, "GROUP", 5)
     assert torch.allclose(packing.read_responses(model, PROMPTS, RESPONSES)[0], alone, atol=1e-5)
+
+
+def test_a_score_is_the_same_packed_or_read_alone():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_positions=32, n_embd=16, n_layer=2, n_head=2, num_labels=1, pad_token_id=0)
+    judge = GPT2ForSequenceClassification(config).eval()
+    assert packing.supports(judge) and not packing.supports(copy.deepcopy(judge).train())
+    texts = [prompt + response for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    states = packing.last_states(judge, texts)
+    for text, state in zip(texts, states, strict=True):
+        alone = judge(torch.tensor([text])).logits[0]
+        assert torch.allclose(judge.score(state), alone, atol=1e-5)
 
 
 def test_dropout_is_not_lost_on_the_way():

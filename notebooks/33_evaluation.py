@@ -72,7 +72,9 @@ results.duration()
 # the held-out prompts. It is the unit in which we count evidence, and square brackets hold 95 % intervals over seeds.
 # Rules stand above the cells that decide them and were fixed before the published run; settings were tried out with
 # other seeds. (Validation prompts of the notebook on PPO and the held-out ones here are drawn separately and share
-# some; nothing here was chosen on them.) One seed decides nothing, so the published verdict is then shown beside it.
+# some; nothing here was chosen on them. One thing was not blind: that each prompt has a zero of its own was decided
+# after runs of these seeds with raw scores had been looked at, as the notebook on PPO tells.) One seed decides nothing,
+# so the published verdict is then shown beside it.
 
 # %% [markdown]
 # ## 1. A win rate by hand
@@ -499,8 +501,8 @@ assert metadata.read(hurried, two_tips) == metadata.Metadata(True, True, False, 
 # - *false tip*: the world's hallucination;
 # - *appropriate*: every sentence is whole and makes sense.
 #
-# Look at what the labelers of this world pay for. A tip more is worth something to them up to a length of some 36 words,
-# whoever is in a hurry; and they cannot tell a false tip from a true one.
+# Look at what the labelers of this world pay for. A tip more is worth something to them up to a length of some 36
+# words, whoever is in a hurry; and they cannot tell a false tip from a true one.
 #
 # > **Predict.** From SFT to PPO, which of the four boxes will go up, and which down?
 
@@ -790,8 +792,8 @@ results.show()
 # </details>
 #
 # **3.** To the training labelers of section 5 each word of an answer is worth 0.01 points more than to the held-out
-# ones. PPO's answers are ten words longer than SFT's. By how much does that change the win rate of two answers of equal
-# worth, at skill 1.5? Does it matter?
+# ones. Suppose that PPO's answers are ten words longer than SFT's. By how much does that change the win rate of two
+# answers of equal worth, at skill 1.5? Does it matter?
 #
 # <details><summary>Answer</summary>
 #

@@ -2,6 +2,7 @@
 
 from math import comb
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,5 +137,9 @@ def test_a_zero_for_each_prompt_keeps_comparisons_and_centers_the_policy():
     short, long = reward(prompts, [" one"] * 40), reward(prompts, [" one two three"] * 40)
     assert [b - a for a, b in zip(short, long, strict=True)] == pytest.approx([2.0] * 40, abs=1e-2)
     assert short == pytest.approx(plain(prompts, [" one"] * 40), abs=1e-2)
+    four = [prompt for prompt in prompts for _ in range(recipes.ZERO_ANSWERS)]  # of which the zeros were made
+    same = sample(model, tokenizer(four)["input_ids"], 80, tokenizer.eos_token_id, seed=3).texts(tokenizer)
+    means = np.reshape(plain(four, same), (40, recipes.ZERO_ANSWERS)).mean(axis=1)
+    assert means == pytest.approx(np.zeros(40), abs=1e-5)
     answers = sample(model, tokenizer(prompts)["input_ids"], 80, tokenizer.eos_token_id, seed=4).texts(tokenizer)
     assert abs(sum(plain(prompts, answers)) / 40) < 5  # words, of answers that have some 25, give or take 20

@@ -171,6 +171,27 @@ def perplexity(model, tokenizer, examples: Sequence[tuple[str, str]], batch_size
     return math.exp(total / count)
 
 
+@torch.inference_mode()
+def log_probabilities_of_parts(
+    model, tokenizer, examples: Sequence[tuple[str, str]], batch_size: int = 64
+) -> tuple[tuple[float, int], tuple[float, int]]:
+    """Texts of two parts, prompt and response, read from their second token on and without an end token: the summed
+    log-probability and the number of tokens of the prompts, and both of the responses. What does not fit the model's
+    context is cut at its end."""
+    room = getattr(model.config, "max_position_embeddings", None)
+    encoded = [encode(tokenizer, prompt, response) for prompt, response in examples]
+    texts = [(prompt[:1], (prompt[1:] + response[:-1])[: room - 1 if room else None]) for prompt, response in encoded]
+    sums, counts = torch.zeros(2, dtype=torch.double), torch.zeros(2, dtype=torch.long)
+    for batch in length_batches(texts, batch_size):
+        values, mask = response_log_probabilities(model, *zip(*(texts[i] for i in batch), strict=True))
+        firsts = torch.tensor([len(encoded[i][0]) - 1 for i in batch], device=values.device)[:, None]
+        answering = torch.arange(values.shape[1], device=values.device) >= firsts  # (B, R)
+        for part, of_part in enumerate((~answering, answering)):
+            sums[part] += values[of_part].double().sum().cpu()
+            counts[part] += int((mask.bool() & of_part).sum())
+    return tuple(zip(sums.tolist(), counts.tolist(), strict=True))
+
+
 def encode(tokenizer, prompt: str, response: str, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of a response with its end token. A text without a prompt is predicted from its second
     token on: the first one serves as the prompt. A tokenizer that begins texts with a token of its own (as Llama's)

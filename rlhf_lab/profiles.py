@@ -44,7 +44,15 @@ class Profile:
     ppo_batch: int
     detail_updates: int
     detail_batch: int
+    tutorial_prompts: int
+    tutorial_learning_rate: float
+    tutorial_documents: int
+    tutorial_pairs: int
+    library_tokens: int
     hh_max_tokens: int
+    tutorial_policy: str = ""
+    tutorial_reward_model: str = ""
+    tutorial_data: str = "tinyhh"
     hh_pairs: int | None = None
 
     @classmethod

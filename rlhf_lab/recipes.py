@@ -2,6 +2,7 @@
 course trains them; every recipe's arguments are what a profile may change, and the seed."""
 
 import copy
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,11 +14,25 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
-from rlhf_lab import class_token, language_model, metadata, ppo_details, preferences, reward_model, sft, taste
+from rlhf_lab import (
+    class_token,
+    instructions,
+    language_model,
+    metadata,
+    pair_reward,
+    ppo_details,
+    preferences,
+    pretrained,
+    reward_model,
+    sft,
+    taste,
+    transcripts,
+)
 from rlhf_lab.checkpoints import load_json, reads, recipe, save_json
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.ppo import PPO, PPOConfig
-from rlhf_lab.rloo import RLOO, RLOOConfig
+from rlhf_lab.profiles import Profile
+from rlhf_lab.rloo import RLOO, RLOOConfig, log_ratios
 from rlhf_lab.sampling import sample
 from rlhf_lab.tinyhh import annotators, generator, gold
 from rlhf_lab.tinyhh.knowledge import SortingTask, subject, world
@@ -44,6 +59,10 @@ MOST_MIXED = 10_000  # pretraining texts, after which they come again
 SHOTS, SHOT_TOKENS = 2, 40  # demonstrations before a prompt, none longer: the base models have read one dialogue a text
 DETAILS_RUNG = "0.2M"
 DETAILS_CONFIG = PPOConfig(learning_rate=3e-4)  # so that twenty updates show something
+TUTORIAL_BATCH = 16  # episodes an update
+PAIR_RUNG, PAIR_VOCABULARY = "0.5M", 1024  # of the reward model that is not the policy's kin
+PAIR_TOKENS = ("<human>", "<assistant>")  # before an instruction and before its answer
+PAIR_LANGUAGE_MODEL = sft.SFTConfig(epochs=1, learning_rate=3e-3)  # from nothing, as `REAL_LANGUAGE_MODEL`
 COMPARED_PROMPTS = 4  # in a step, where ways to batch rankings are compared: few prompts are to make many steps
 RANKING_TESTS = 6  # of a pass over rankings, evenly spread
 FIRST_TEST = 256  # comparisons, after which a scaling pass is tested first
@@ -441,6 +460,11 @@ def load_watched(folder: Path) -> tuple:
     return language_model.load(folder), load_json(folder)
 
 
+def load_tutorial(folder: Path) -> tuple:
+    """The same, the policy where it learns."""
+    return pretrained.load_model(folder), load_json(folder)
+
+
 def best_demonstrations(n: int, split: str, seed: int) -> list[tuple[str, str]]:
     """`n` helpful prompts of a split, each answered by one of the crowd's three best labelers, who writes three drafts
     and hands in the one that he or she likes best."""
@@ -762,6 +786,214 @@ def detail_run(
     }
     metrics = {name: [float(f"{row[name]:.4g}") for row in rows] for name in (rows[0] if rows else {})}
     return {"metrics": metrics} | {name: [round(float(x), 4) for x in values] for name, values in measured.items()}
+
+
+# Part 4: the DLite tutorial
+
+
+@dataclass(frozen=True)
+class TutorialRun:
+    """All that a run of the tutorial's PPO depends on, beside its seed."""
+
+    policy: str  # a checkpoint; "": a stand-in of our own
+    reward_model: str  # the same
+    data: str  # of the prompts, and of the dialogues whose perplexity is measured
+    rung: str  # of the stand-in
+    demonstrations: int  # for the stand-in
+    documents: int  # for the language model beneath our reward model
+    pairs: int  # for our reward model
+    prompts: int  # one episode each
+    test_prompts: int
+    learning_rate: float
+    lengths: tuple[int, int] = (16, 16)  # of responses, in tokens: for each the limit is drawn from here
+
+    @classmethod
+    def of(cls, size: Profile) -> "TutorialRun":
+        """As the tutorial has it, in the sizes of a profile."""
+        return cls(
+            size.tutorial_policy,
+            size.tutorial_reward_model,
+            size.tutorial_data,
+            size.rung,
+            size.demonstrations,
+            size.tutorial_documents,
+            size.tutorial_pairs,
+            size.tutorial_prompts,
+            size.test_prompts,
+            size.tutorial_learning_rate,
+        )
+
+
+def tutorial_config(run: TutorialRun) -> PPOConfig:
+    """The settings of TRL 0.9.6, all of whose defaults the tutorial took, in the sizes of this run. The trainer's own
+    are the learning rate's linear fall and Adam's second beta."""
+    return PPOConfig(
+        updates=run.prompts // TUTORIAL_BATCH,
+        batch_size=TUTORIAL_BATCH,
+        epochs=4,
+        minibatches=1,
+        learning_rate=run.learning_rate,
+        value_learning_rate=run.learning_rate,
+        warmup=0,
+        adam_epsilon=1e-8,
+        max_gradient_norm=math.inf,
+        kl_coef=0.2,
+        kl_target=6.0,
+        max_new_tokens=max(run.lengths),
+        eos_penalty=0.0,
+    )
+
+
+@recipe(save=language_model.save_with_tokenizer, load=pretrained.load_policy)
+def instruction_policy(rung: str, demonstrations: int, seed: int):
+    """The stand-in for DLite: the base model fine-tuned on the best labelers' demonstrations in DLite's template; its
+    end token is the end key."""
+    model, tokenizer = base(rung)
+    tokenizer.eos_token = instructions.END
+    rows = instructions.demonstrations(best_demonstrations(demonstrations, "train", seed))
+    sft.train(model, tokenizer, rows, sft.SFTConfig(), seed)
+    return model, tokenizer
+
+
+@recipe(save=pair_reward.save, load=pretrained.load_reward_model)
+def pair_reward_model(documents: int, pairs: int, seed: int):
+    """The stand-in for a reward model that somebody else has built: a tokenizer of its own, a language model of its own
+    trained on `documents` texts, and on top of it a head fitted to `pairs` comparisons, those of one turn."""
+    human, assistant = PAIR_TOKENS
+    texts = [text.replace("\n\nHuman: ", human) for text in pretraining_texts(documents, f"pairs-{seed}")]
+    texts = [text.replace("\n\nAssistant: ", assistant) for text in texts]
+    tokenizer = language_model.train_tokenizer(texts, PAIR_VOCABULARY)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(PAIR_TOKENS)})
+    model = language_model.new_model(PAIR_RUNG, len(tokenizer), seed)
+    sft.train(model, tokenizer, [("", text) for text in texts], PAIR_LANGUAGE_MODEL, seed)
+    judge = reward_model.from_language_model(model, seed)
+    rows = [
+        {"prompt": human + instructions.first_instruction(row["prompt"]) + assistant}
+        | {side: row[side].strip() for side in ("chosen", "rejected")}
+        for row in generator.preference_rows("helpful-base", "train", pairs, seed)
+        if len(transcripts.parse(row["prompt"])) == 2
+    ]
+    reward_model.train(judge, tokenizer, rows, reward_model.RewardModelConfig(), seed)
+    return pair_reward.joining(judge, tokenizer, human, assistant)
+
+
+@reads("$DLITE_DIR")
+def tutorial_policy(run: TutorialRun, seed: int):
+    """The policy that the tutorial begins with, and its tokenizer, whose end token is the end key."""
+    checkpoint = pretrained.place(run.policy, pretrained.POLICY)
+    return pretrained.load_policy(checkpoint) if checkpoint else instruction_policy(run.rung, run.demonstrations, seed)
+
+
+@reads("$REWARD_MODEL_DIR")
+def tutorial_reward_model(run: TutorialRun, seed: int) -> pair_reward.PairReward:
+    """The tutorial's reward model, which reads with a tokenizer of its own."""
+    checkpoint = pretrained.place(run.reward_model, pretrained.REWARD_MODEL)
+    if checkpoint:
+        return pretrained.load_reward_model(checkpoint)
+    return pair_reward_model(run.documents, run.pairs, seed)
+
+
+@reads("$HH_RLHF_DIR")
+def tutorial_preferences(run: TutorialRun, seed: int):
+    """The tutorial's dialogues, `train` and `test`, and the cleaning report: all there are, or, of the miniature world,
+    enough."""
+    wanted = max(run.prompts / (1 - preferences.TEST_FRACTION), run.test_prompts / preferences.TEST_FRACTION)
+    size = math.ceil(1.2 * wanted) if run.data == "tinyhh" else None
+    return preferences.load_preferences(run.data, "helpful-base", None, size=size, seed=seed)
+
+
+def tutorial_data(run: TutorialRun, seed: int) -> tuple[list[str], list[dict]]:
+    """The instructions to train on, and held-out rows: instruction, prompt, chosen and rejected.
+
+    Of each dialogue the tutorial takes what the Human said first, if it is short, and of all dialogues the first that
+    pass. An instruction that is trained on is not held out.
+    """
+    data, _ = tutorial_preferences(run, seed)
+    asked = instructions.short_instructions(data["train"]["prompt"])[: run.prompts]
+    rows = [row | {"instruction": instructions.first_instruction(row["prompt"])} for row in data["test"]]
+    rows = [row for row in rows if instructions.is_short(row["instruction"]) and row["instruction"] not in set(asked)]
+    return asked, rows[: run.test_prompts]
+
+
+@recipe(save=save_watched, load=load_tutorial)
+def tutorial_run(run: TutorialRun, seed: int):
+    """The tutorial's PPO: the policy it ends with, and the metrics of `PPO.step`, {name: (U,)}."""
+    policy, tokenizer = tutorial_policy(run, seed)
+    asked, _ = tutorial_data(run, seed)
+    reward, rng = tutorial_reward_model(run, seed), random.Random(f"lengths-{seed}")
+    trainer = PPO(policy, copy.deepcopy(policy), tutorial_config(run), tokenizer, seed)
+    steps = []
+    for update in tqdm(range(trainer.config.updates), desc="PPO", leave=False):
+        batch = asked[update * TUTORIAL_BATCH : (update + 1) * TUTORIAL_BATCH]
+        queries = [tokenizer(instructions.template(instruction))["input_ids"] for instruction in batch]
+        responses = [response[: rng.randint(*run.lengths)] for response in trainer.generate(queries)]
+        scores = reward(batch, instructions.answers(tokenizer, responses))
+        steps.append(trainer.step(queries, responses, scores))
+    return policy, {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
+
+
+@recipe(save=save_json, load=load_json)
+def tutorial_answers(run: TutorialRun, policy: str, max_new_tokens: int, seed: int) -> dict:
+    """One answer to each held-out instruction, by the policy "before" PPO, "after" it, or after fine-tuning on
+    "rejected" answers.
+
+    Returns lists (N,): the `answers`, their `score` by the reward model, `kl`, the log-ratio to the policy before in
+    nats, `length` in tokens without the end key, `ended`, whether the end key came in time, and in the miniature world
+    `gold`, the true helpfulness.
+    """
+    model, (reference, tokenizer) = _tutorial_stage(run, policy, seed), tutorial_policy(run, seed)
+    asked = [row["instruction"] for row in tutorial_data(run, seed)[1]]
+    ids = [tokenizer(instructions.template(instruction))["input_ids"] for instruction in asked]
+    responses = sample(model, ids, max_new_tokens, tokenizer.eos_token_id, seed).responses
+    answers = instructions.answers(tokenizer, responses)
+    ended = [response[-1] == tokenizer.eos_token_id for response in responses]
+    found = {
+        "score": tutorial_reward_model(run, seed)(asked, answers),
+        "kl": log_ratios(model, reference, ids, responses).tolist(),
+        "length": [len(response) - end for response, end in zip(responses, ended, strict=True)],
+        "ended": ended,
+    }
+    if run.data == "tinyhh":
+        found["gold"] = instructions.helpfulness(asked, answers)
+    return {"answers": answers} | {name: [round(float(x), 4) for x in values] for name, values in found.items()}
+
+
+@recipe(save=save_json, load=load_json)
+def tutorial_perplexity(run: TutorialRun, policy: str, seed: int) -> dict[str, float]:
+    """Nats a token that a policy (see `tutorial_answers`) needs for the `chosen` held-out dialogues: for the `whole`
+    text as the tutorial has it, for the part up to the last "Assistant:" (`asking`) and for the answer after it
+    (`answering`); and for the answers of one-turn dialogues in the template that it was trained on (`template`)."""
+    model, (_, tokenizer) = _tutorial_stage(run, policy, seed), tutorial_policy(run, seed)
+    rows = tutorial_data(run, seed)[1]
+    parts = language_model.log_probabilities_of_parts(
+        model, tokenizer, [(row["prompt"], row["chosen"]) for row in rows]
+    )
+    (asking, asked), (answering, answered) = parts
+    shown = instructions.demonstrations([(row["prompt"], row["chosen"]) for row in rows])
+    return {
+        "whole": -(asking + answering) / (asked + answered),
+        "asking": -asking / asked,
+        "answering": -answering / answered,
+        "template": math.log(language_model.perplexity(model, tokenizer, shown)),
+    }
+
+
+@recipe(save=language_model.save, load=pretrained.load_model)
+def taught_by_rejected(run: TutorialRun, seed: int):
+    """The tutorial's first policy fine-tuned on whole dialogues that end with the *rejected* answer, a sixth as many as
+    PPO has prompts."""
+    policy, tokenizer = tutorial_policy(run, seed)
+    data, _ = tutorial_preferences(run, seed)
+    texts = [("", row["prompt"] + row["rejected"]) for row in data["train"].select(range(run.prompts // 6))]
+    sft.train(policy, tokenizer, texts, sft.SFTConfig(epochs=1, learning_rate=run.learning_rate), seed)
+    return policy
+
+
+def _tutorial_stage(run: TutorialRun, policy: str, seed: int):
+    """The policy "before" PPO, "after" it, or after fine-tuning on "rejected" answers."""
+    if policy == "after":
+        return tutorial_run(run, seed)[0]
+    return taught_by_rejected(run, seed) if policy == "rejected" else tutorial_policy(run, seed)[0]
 
 
 def ordered_pairs(rankings: Sequence[dict]) -> list[dict[str, str]]:

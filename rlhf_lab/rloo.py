@@ -3,7 +3,8 @@ et al. 2024, arXiv 2402.14740).
 
 A response is one action. Its return is the reward minus `kl_coef` times the log-ratio of policy and reference over the
 whole response (k1, whose mean is KL(pi || pi_ref)); its baseline is the mean return of the other responses to the same
-prompt. Each batch is used for one step, so the policy that learns is the policy that sampled and no ratio is needed.
+prompt. Each batch is used for one step, so the policy that learns is the policy that sampled: the ratio of the two in
+the loss is one, and only its gradient counts.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,11 +72,21 @@ class RLOO:
             values, _ = response_log_probabilities(
                 self.policy, [prompts[i] for i in batch], [responses[i] for i in batch]
             )
-            loss = -(advantages[batch].to(values.device) * values.sum(dim=1)).sum() / len(responses)
-            loss.backward()
+            log_probs = values.sum(dim=1)
+            losses = rloo_losses(log_probs, log_probs.detach(), advantages[batch].to(values.device))
+            (losses.sum() / len(responses)).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_gradient_norm)
         self.optimizer.step()
         return norm.item()
+
+
+def rloo_losses(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """-(pi / pi_old) A of whole responses: all (B,), log pi and log pi_old being sums over a response's tokens.
+
+    Their mean is the loss, in the form that TRL's RLOOTrainer has. Where pi_old is the policy itself, its value is
+    minus the mean advantage, so zero with a leave-one-out baseline, and its gradient that of -mean(A log pi).
+    """
+    return -torch.exp(log_probs - old_log_probs) * advantages
 
 
 def leave_one_out_advantages(returns: torch.Tensor, group: int) -> torch.Tensor:

@@ -1,0 +1,59 @@
+"""Instructions in the template that DLite and its relatives were fine-tuned on: an instruction, a response, an end key.
+
+    \\n### Instruction:\\n{instruction}\\n### Response:\\n{response}### End
+
+The end key is a token of its own, and the end token of every model of part 4: a response ends where it was written.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from rlhf_lab import transcripts
+from rlhf_lab.tinyhh import gold
+
+INSTRUCTION, RESPONSE, END = "### Instruction:", "### Response:", "### End"
+LONGEST = 100  # characters: the tutorial takes instructions that are shorter
+
+
+def template(instruction: str) -> str:
+    """What a model is asked: the text up to where its response begins."""
+    return f"\n{INSTRUCTION}\n{instruction}\n{RESPONSE}\n"
+
+
+def first_instruction(transcript: str) -> str:
+    """What the Human said first, on one line. Raises TranscriptError if the Human never speaks."""
+    return transcripts.first_instruction(transcript).replace("\n", " ")
+
+
+def is_short(instruction: str) -> bool:
+    """Whether the tutorial takes it."""
+    return 0 < len(instruction.strip()) and len(instruction) < LONGEST
+
+
+def short_instructions(dialogues: Iterable[str]) -> list[str]:
+    """The first instructions of those transcripts in which it is short, in their order; nothing is drawn, and whatever
+    is asked in two dialogues is there twice."""
+    return list(filter(is_short, map(first_instruction, dialogues)))
+
+
+def demonstrations(dialogues: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(prompt, response) pairs of one-turn dialogues in the template; longer dialogues are left out."""
+    return [
+        (template(first_instruction(prompt)), response.strip())
+        for prompt, response in dialogues
+        if len(transcripts.parse(prompt + response)) == 2
+    ]
+
+
+def answers(tokenizer, responses: Sequence[Sequence[int]]) -> list[str]:
+    """Responses as text, without the end key and without space around them."""
+    end = tokenizer.eos_token_id
+    texts = tokenizer.batch_decode([r[:-1] if r[-1] == end else r for r in responses])
+    return [text.strip() for text in texts]
+
+
+def helpfulness(asked: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """The true helpfulness of answers to instructions of the miniature world, in points."""
+    return [
+        gold.helpfulness(f"\n\nHuman: {instruction}\n\nAssistant:", f" {answer.strip()}")
+        for instruction, answer in zip(asked, answers, strict=True)
+    ]

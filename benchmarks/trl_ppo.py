@@ -18,7 +18,7 @@ from pathlib import Path
 from rlhf_lab import ROOT
 
 OLD, NEW = "0.11.4", "1.12.0"  # the last version with `step`, and the last version with PPO
-BESIDES = {OLD: ["tyro", "docstring_parser", "typeguard"], NEW: []}  # what a version needs and the course does not
+BESIDES = {OLD: ["tyro", "docstring_parser", "typeguard"]}  # what a version needs and the course does not
 MICRO_BATCH = 64  # rows that TRL generates and reads at a time: the default of 1.12; 32 and 128 are no faster
 
 Prompts = Sequence[Sequence[int]]
@@ -36,7 +36,7 @@ def install(version: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
             target = Path(unfinished) / "packages"
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-            done = subprocess.run([*pip, f"trl=={version}", *BESIDES[version]], capture_output=True, text=True)
+            done = subprocess.run([*pip, f"trl=={version}", *BESIDES.get(version, [])], capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"pip could not install TRL {version}:\n{done.stderr}")
             target.rename(folder)

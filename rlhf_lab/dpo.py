@@ -1,10 +1,10 @@
-"""Direct preference optimization (DPO; Rafailov et al. 2023, arXiv 2305.18290): a policy from comparisons alone, without
-a reward model and without sampling.
+"""Direct preference optimization (DPO; Rafailov et al. 2023, arXiv 2305.18290): a policy from comparisons alone, with
+neither a reward model nor sampling.
 
-The policy that maximizes E[r] - beta KL is pi* = pi_ref exp(r / beta) / Z (eq. 4), so each policy is the best one for
-the reward beta log(pi / pi_ref), its *implicit reward*, up to beta log Z (eq. 5). That term depends on the prompt alone,
-and cancels in the Bradley-Terry probability that one response to a prompt beats another. What is left is a reward
-model's loss, with the policy in the place of the reward model (eq. 7).
+The policy that maximizes E[r] - beta KL is pi* = pi_ref exp(r / beta) / Z (eq. 4). So each policy is the best one for
+some reward: its *implicit reward* beta log(pi / pi_ref), up to beta log Z (eq. 5). That term depends on the prompt
+alone and cancels in the Bradley-Terry probability that one response to a prompt beats another. What is left is the loss
+of a reward model, with the policy in its place (eq. 7).
 """
 
 import random

@@ -36,9 +36,10 @@ def short_instructions(dialogues: Iterable[str]) -> list[str]:
 
 
 def demonstrations(dialogues: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(prompt, response) pairs of one-turn dialogues in the template; longer dialogues are left out."""
+    """(prompt, response) pairs of one-turn dialogues in the template; longer dialogues are left out. A response keeps
+    the space that it opens with: without it its first word would be other tokens than everywhere else."""
     return [
-        (template(first_instruction(prompt)), response.strip())
+        (template(first_instruction(prompt)), response)
         for prompt, response in dialogues
         if len(transcripts.parse(prompt + response)) == 2
     ]

@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import (
     class_token,
+    dpo,
     instructions,
     language_model,
+    library,
     metadata,
     pair_reward,
     ppo_details,
@@ -60,6 +62,8 @@ SHOTS, SHOT_TOKENS = 2, 40  # demonstrations before a prompt, none longer: the b
 DETAILS_RUNG = "0.2M"
 DETAILS_CONFIG = PPOConfig(learning_rate=3e-4)  # so that twenty updates show something
 TUTORIAL_BATCH = 16  # episodes an update
+LIBRARY_BATCH, LIBRARY_ANSWER = 128, 64  # answers an update, and the most tokens of an answer
+LIBRARY_EXPECTED = 26  # tokens an answer, by which PPO plans how its learning rate falls
 PAIR_RUNG, PAIR_VOCABULARY = "0.5M", 1024  # of the reward model that is not the policy's kin
 PAIR_TOKENS = ("<human>", "<assistant>")  # before an instruction and before its answer
 PAIR_LANGUAGE_MODEL = sft.SFTConfig(epochs=1, learning_rate=3e-3)  # from nothing, as `REAL_LANGUAGE_MODEL`
@@ -641,8 +645,13 @@ def above_policy(proxy: Callable, policy, tokenizer, prompts: Sequence[str], see
     asked = [prompt for prompt in prompts for _ in range(ZERO_ANSWERS)]
     ids = tokenizer(asked)["input_ids"]
     texts = sample(policy, ids, PPOConfig().max_new_tokens, tokenizer.eos_token_id, seed).texts(tokenizer)
-    means = torch.tensor(proxy(asked, texts)).view(-1, ZERO_ANSWERS).mean(dim=1).tolist()
-    zero = dict(zip(prompts, means, strict=True))
+    return above_answers(proxy, asked, texts)
+
+
+def above_answers(proxy: Callable, asked: Sequence[str], answers: Sequence[str]) -> Callable:
+    """The same, above the mean score of these answers, four to a prompt, one after another."""
+    means = torch.tensor(proxy(asked, answers)).view(-1, ZERO_ANSWERS).mean(dim=1).tolist()
+    zero = dict(zip(dict.fromkeys(asked), means, strict=True))
     return lambda prompts, answers: [s - zero[p] for s, p in zip(proxy(prompts, answers), prompts, strict=True)]
 
 
@@ -942,14 +951,19 @@ def tutorial_answers(run: TutorialRun, policy: str, max_new_tokens: int, seed: i
     `gold`, the true helpfulness.
     """
     model, (reference, tokenizer) = _tutorial_stage(run, policy, seed), tutorial_policy(run, seed)
+    return _judged(model, reference, tokenizer, tutorial_reward_model(run, seed), run, max_new_tokens, seed)
+
+
+def _judged(policy, reference, tokenizer, judge: Callable, run: TutorialRun, max_new_tokens: int, seed: int) -> dict:
+    """See `tutorial_answers`."""
     asked = [row["instruction"] for row in tutorial_data(run, seed)[1]]
     ids = [tokenizer(instructions.template(instruction))["input_ids"] for instruction in asked]
-    responses = sample(model, ids, max_new_tokens, tokenizer.eos_token_id, seed).responses
+    responses = sample(policy, ids, max_new_tokens, tokenizer.eos_token_id, seed).responses
     answers = instructions.answers(tokenizer, responses)
     ended = [response[-1] == tokenizer.eos_token_id for response in responses]
     found = {
-        "score": tutorial_reward_model(run, seed)(asked, answers),
-        "kl": log_ratios(model, reference, ids, responses).tolist(),
+        "score": judge(asked, answers),
+        "kl": log_ratios(policy, reference, ids, responses).tolist(),
         "length": [len(response) - end for response, end in zip(responses, ended, strict=True)],
         "ended": ended,
     }
@@ -994,6 +1008,93 @@ def _tutorial_stage(run: TutorialRun, policy: str, seed: int):
     if policy == "after":
         return tutorial_run(run, seed)[0]
     return taught_by_rejected(run, seed) if policy == "rejected" else tutorial_policy(run, seed)[0]
+
+
+@recipe(save=save_json, load=load_json)
+def library_pairs(run: TutorialRun, tokens: int, seed: int) -> dict:
+    """Two answers of the first policy to each instruction, until `tokens` are written, and which of them the reward
+    model prefers, with the probability that its scores stand for. Returns `pairs`, rows of prompt, chosen and rejected
+    in the template, and the `tokens` that all answers have."""
+    (policy, tokenizer), judge = tutorial_policy(run, seed), tutorial_reward_model(run, seed)
+    asked, rng, pairs, spent = tutorial_data(run, seed)[0], random.Random(f"library-pairs-{seed}"), [], 0
+    for start in range(0, len(asked), LIBRARY_BATCH // 2):
+        batch = asked[start : start + LIBRARY_BATCH // 2] * 2
+        ids = [tokenizer(instructions.template(instruction))["input_ids"] for instruction in batch]
+        draw = seed * 1_000_003 + start
+        responses = sample(policy, ids, LIBRARY_ANSWER, tokenizer.eos_token_id, draw).responses
+        answers = instructions.answers(tokenizer, responses)
+        scored, half = list(zip(answers, judge(batch, answers), strict=True)), len(batch) // 2
+        for instruction, first, second in zip(batch, scored[:half], scored[half:], strict=False):
+            if first[0] != second[0]:
+                wins = rng.random() < 1 / (1 + math.exp(second[1] - first[1]))
+                chosen, rejected = (first, second) if wins else (second, first)
+                sides = {"chosen": f" {chosen[0]}", "rejected": f" {rejected[0]}"}
+                pairs.append({"prompt": instructions.template(instruction)} | sides)
+        spent += sum(map(len, responses))
+        if spent >= tokens:
+            break
+    return {"pairs": pairs, "tokens": spent}
+
+
+@recipe(save=save_json, load=load_json)
+def library_run(method: str, run: TutorialRun, tokens: int, seed: int) -> dict:
+    """The tutorial's first policy improved by one method that may generate `tokens` tokens, asked in whole answers.
+
+    method: "ppo", ours; "ppo_zero", ours with a zero for each prompt (see `above_policy`); "rloo", "grpo" and "dpo",
+    TRL's; "dpo_mean", ours with mean log-probabilities; "start", nothing. Returns what `tutorial_answers` does, with
+    `log`, lists over the method's steps, and the `tokens` that it generated.
+    """
+    (policy, tokenizer), judge = tutorial_policy(run, seed), tutorial_reward_model(run, seed)
+    reference, (asked, _) = copy.deepcopy(policy), tutorial_data(run, seed)
+    log, spent = {}, 0
+    if method in ("rloo", "grpo"):
+        learn = {"rloo": library.rloo, "grpo": library.grpo}[method]
+        log = learn(policy, reference, tokenizer, asked, judge, library.OnlineConfig(kl_coef=KL_COEF), tokens, seed)
+        spent = log.pop("tokens")
+    elif method in ("dpo", "dpo_mean"):
+        found = library_pairs(run, tokens, seed)
+        config, spent = dpo.DPOConfig(beta=KL_COEF, mean=method == "dpo_mean"), found["tokens"]
+        learn = dpo.train if config.mean else library.dpo
+        log = learn(policy, reference, tokenizer, found["pairs"], config, seed)
+    elif method != "start":
+        log, spent = _ppo_within(tokens, policy, reference, tokenizer, asked, judge, method == "ppo_zero", seed)
+    return _judged(policy, reference, tokenizer, judge, run, LIBRARY_ANSWER, seed) | {"log": log, "tokens": spent}
+
+
+def _ppo_within(
+    tokens: int, policy, reference, tokenizer, asked: Sequence[str], judge: Callable, zero: bool, seed: int
+) -> tuple[dict, int]:
+    """Our PPO until it has generated so many tokens, those that find the zeros included: its metrics, {name: (U,)}, and
+    the tokens."""
+    instruction_of = {instructions.template(instruction): instruction for instruction in asked}
+
+    def reward(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        return judge([instruction_of[prompt] for prompt in prompts], [answer.strip() for answer in answers])
+
+    episodes, spent = tokens // LIBRARY_EXPECTED, 0
+    prompts = list(instruction_of)
+    if zero:
+        episodes = round(episodes * EPISODES_PER_PROMPT / (EPISODES_PER_PROMPT + ZERO_ANSWERS))
+        prompts = prompts[: max(1, episodes // EPISODES_PER_PROMPT)]
+        repeated = [prompt for prompt in prompts for _ in range(ZERO_ANSWERS)]
+        ids = tokenizer(repeated)["input_ids"]
+        samples = sample(reference, ids, LIBRARY_ANSWER, tokenizer.eos_token_id, seed)
+        reward, spent = above_answers(reward, repeated, samples.texts(tokenizer)), sum(map(len, samples.responses))
+    config = PPOConfig(
+        updates=max(1, round(episodes / LIBRARY_BATCH)),
+        batch_size=LIBRARY_BATCH,
+        kl_coef=KL_COEF,
+        max_new_tokens=LIBRARY_ANSWER,
+        eos_penalty=0.0,
+    )
+
+    def is_spent(metrics: dict) -> bool:
+        nonlocal spent
+        spent += round(metrics["length"] * LIBRARY_BATCH)
+        return spent >= tokens
+
+    steps = PPO(policy, reference, config, tokenizer, seed).train(prompts, reward, is_spent)
+    return {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}, spent
 
 
 def ordered_pairs(rankings: Sequence[dict]) -> list[dict[str, str]]:

@@ -83,8 +83,9 @@ class RLOO:
 def rloo_losses(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     """-(pi / pi_old) A of whole responses: all (B,), log pi and log pi_old being sums over a response's tokens.
 
-    Their mean is the loss, in the form that TRL's RLOOTrainer has. Where pi_old is the policy itself, its value is
-    minus the mean advantage, so zero with a leave-one-out baseline, and its gradient that of -mean(A log pi).
+    Their mean is the loss, as in TRL's RLOOTrainer, which clips the ratio too: that never bites in one step a batch.
+    Where pi_old is the policy itself, the loss is minus the mean advantage, so zero with a leave-one-out baseline, and
+    its gradient that of -mean(A log pi).
     """
     return -torch.exp(log_probs - old_log_probs) * advantages
 

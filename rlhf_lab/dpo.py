@@ -29,7 +29,7 @@ class DPOConfig:
     beta: float = 0.1  # reward units per nat
     epochs: int = 1
     batch_size: int = 32  # pairs
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4  # a third of it moves 0.5M parameters hardly, three times as much wrecks them
     final_share: float = 0.1  # cosine to a tenth of it
     warmup: float = 0.03  # share of the steps
     max_gradient_norm: float = 1.0

@@ -247,10 +247,20 @@ def _improve(method, policy, reference, tokenizer, asked, reward, config: Online
             callbacks=[budget],
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, budget.share_left)),
         )
+        for model in (trainer.model, trainer.ref_model):
+            model.base_model.register_forward_pre_hook(_count_positions, with_kwargs=True)
         logs = _trained(trainer, policy, SAMPLED)
     logs["kl"] = [kl * length for kl, length in zip(logs["kl"], logs["length"], strict=True)]  # a token -> a response
     logs["ended"] = [1 - cut for cut in logs["ended"]]
     return logs | {"tokens": budget.tokens, "answers": budget.answers}
+
+
+def _count_positions(_model, inputs: tuple, named: dict) -> tuple:
+    """Say where the tokens of prompts that were padded on the left stand. The trainers leave that to the model, and a
+    GPT-2 then counts the pads, too: the probabilities would not be those with which the answers were drawn."""
+    if named.get("position_ids") is None:
+        named["position_ids"] = (named["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)  # (B, T)
+    return inputs, named
 
 
 # --- what all of them need ---

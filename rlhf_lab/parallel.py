@@ -27,12 +27,13 @@ class ClusterError(CourseError):
     """The Dask cluster cannot do the work."""
 
 
-def run(jobs: Iterable[tuple]) -> list:
-    """Do every `joblib.delayed(function)(...)`, as many at a time as there are cores or workers, each on one thread;
-    the results, in order. Raises ClusterError for a scheduler that does not answer and a worker that is not like us."""
+def run(jobs: Iterable[tuple], at_once: int = -1) -> list:
+    """Do every `joblib.delayed(function)(...)`, as many at a time as there are cores or workers, each on one thread, or
+    `at_once`, where they would share one GPU; the results, in order. Raises ClusterError for a scheduler that does not
+    answer and a worker that is not like us."""
     if address := os.environ.get("RLHF_LAB_SCHEDULER"):
         return _run_on_cluster(address, jobs)
-    with joblib.parallel_config("loky", n_jobs=-1, inner_max_num_threads=1):
+    with joblib.parallel_config("loky", n_jobs=at_once, inner_max_num_threads=1):
         return joblib.Parallel()(jobs)
 
 

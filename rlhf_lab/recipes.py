@@ -61,7 +61,7 @@ MOST_MIXED = 10_000  # pretraining texts, after which they come again
 SHOTS, SHOT_TOKENS = 2, 40  # demonstrations before a prompt, none longer: the base models have read one dialogue a text
 DETAILS_RUNG = "0.2M"
 DETAILS_CONFIG = PPOConfig(learning_rate=3e-4)  # so that twenty updates show something
-TUTORIAL_BATCH = 16  # episodes an update
+TUTORIAL_BATCH, TUTORIAL_READ = 16, 8  # episodes an update; whole dialogues read at once, of a large vocabulary
 LIBRARY_BATCH, LIBRARY_ANSWER = 128, 64  # answers an update, and the most tokens of an answer
 LIBRARY_EXPECTED = 26  # tokens an answer, by which PPO plans how its learning rate falls
 PAIR_RUNG, PAIR_VOCABULARY = "0.5M", 1024  # of the reward model that is not the policy's kin
@@ -979,16 +979,15 @@ def tutorial_perplexity(run: TutorialRun, policy: str, seed: int) -> dict[str, f
     (`answering`); and for the answers of one-turn dialogues in the template that it was trained on (`template`)."""
     model, (_, tokenizer) = _tutorial_stage(run, policy, seed), tutorial_policy(run, seed)
     rows = tutorial_data(run, seed)[1]
-    parts = language_model.log_probabilities_of_parts(
-        model, tokenizer, [(row["prompt"], row["chosen"]) for row in rows]
-    )
+    dialogues = [(row["prompt"], row["chosen"]) for row in rows]
+    parts = language_model.log_probabilities_of_parts(model, tokenizer, dialogues, TUTORIAL_READ)
     (asking, asked), (answering, answered) = parts
-    shown = instructions.demonstrations([(row["prompt"], row["chosen"]) for row in rows])
+    shown = instructions.demonstrations(dialogues)
     return {
         "whole": -(asking + answering) / (asked + answered),
         "asking": -asking / asked,
         "answering": -answering / answered,
-        "template": math.log(language_model.perplexity(model, tokenizer, shown)),
+        "template": math.log(language_model.perplexity(model, tokenizer, shown, TUTORIAL_READ)),
     }
 
 
@@ -999,7 +998,8 @@ def taught_by_rejected(run: TutorialRun, seed: int):
     policy, tokenizer = tutorial_policy(run, seed)
     data, _ = tutorial_preferences(run, seed)
     texts = [("", row["prompt"] + row["rejected"]) for row in data["train"].select(range(run.prompts // 6))]
-    sft.train(policy, tokenizer, texts, sft.SFTConfig(epochs=1, learning_rate=run.learning_rate), seed)
+    config = sft.SFTConfig(epochs=1, batch_size=TUTORIAL_READ, learning_rate=run.learning_rate)
+    sft.train(policy, tokenizer, texts, config, seed)
     return policy
 
 

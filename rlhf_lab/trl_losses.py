@@ -82,8 +82,10 @@ def online_steps(
 
     `positions` calls `count_positions` on both models; without it the trainer is as TRL made it. `options` are further
     settings of it; with `num_iterations` there is more than one step. The rows of a step are in the order of their
-    prompts, so that groups stand side by side, while TRL shuffles them.
+    prompts, so that groups stand side by side, while TRL shuffles them. Raises ValueError for equal prompts.
     """
+    if len(set(prompts)) < len(prompts):
+        raise ValueError("Two prompts are equal, and their groups could not be told apart: pass different ones.")
     import trl
 
     batch = len(prompts) * group

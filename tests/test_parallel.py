@@ -102,6 +102,10 @@ def test_each_core_has_a_process_of_one_thread(toy, tmp_path):
     assert len(set(pids)) == cores and set(threads) == {1}
 
 
+def test_one_at_once_stays_in_this_process():
+    assert parallel.run((joblib.delayed(os.getpid)() for _ in range(3)), at_once=1) == [os.getpid()] * 3
+
+
 def test_two_workers_give_the_same_results_at_the_same_time(toy, cluster):
     """How much faster they are, `make bench` measures: here other programs may leave no second core free."""
     expected = [toy.work(500, seed) for seed in (0, 1)]

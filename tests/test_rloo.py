@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf_lab.rloo import RLOO, RLOOConfig, leave_one_out_advantages, log_ratios
+from rlhf_lab.rloo import RLOO, RLOOConfig, leave_one_out_advantages, log_ratios, rloo_losses
 from rlhf_lab.sampling import sample
 
 EOS = 1
@@ -108,6 +108,25 @@ def test_their_mean_over_samples_estimates_the_kl(policy, reference):
     kl = exact(policy, reference)[1].item()
     assert kl > 0.2
     assert ratios.mean().item() == pytest.approx(kl, abs=4 * ratios.std().item() / 4000**0.5)
+
+
+# --- the loss ---
+
+
+def test_a_response_costs_minus_its_advantage_times_the_ratio_of_new_and_old():
+    old = torch.tensor([-5.0, -3.0, -9.0])
+    new = old + torch.tensor([2.0, 0.5, 1.0]).log()
+    assert rloo_losses(new, old, torch.tensor([1.0, -4.0, 3.0])).tolist() == pytest.approx([-2, 2, -3], abs=1e-5)
+
+
+def test_on_its_own_responses_the_loss_is_zero_and_its_gradient_is_not():
+    """Advantages of a group sum to zero; the gradient is minus theirs, whatever the log-probabilities are."""
+    log_probs = torch.tensor([-5.0, -50.0, -3.0, -9.0], requires_grad=True)
+    advantages = leave_one_out_advantages(torch.tensor([1.0, 2.0, 4.0, 9.0]), group=2)
+    losses = rloo_losses(log_probs, log_probs.detach(), advantages)
+    losses.mean().backward()
+    assert losses.mean().item() == 0
+    assert torch.equal(log_probs.grad, -advantages / 4)
 
 
 # --- the gradient ---

@@ -22,7 +22,7 @@ from transformers import GPT2LMHeadModel
 from benchmarks.trl_ppo import install
 from rlhf_lab import dpo, language_model
 from rlhf_lab.rloo import leave_one_out_advantages, log_ratios, rloo_losses
-from rlhf_lab.trl_losses import count_positions
+from rlhf_lab.trl_losses import count_positions, online_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = metadata.version("trl")
@@ -247,3 +247,8 @@ def test_counted_positions_make_a_padded_text_what_it_is_alone():
     torch.testing.assert_close(policy(text).logits, alone, atol=0, rtol=0)  # without a mask nothing changes
     told = policy(text, attention_mask=torch.ones_like(text), position_ids=torch.tensor([[3, 4, 5]])).logits
     assert not torch.allclose(told, alone, atol=1e-2)  # what is said holds
+
+
+def test_equal_prompts_are_refused():
+    with pytest.raises(ValueError, match="Two prompts are equal"):
+        online_steps("RLOO", *trl_peer.models_and_tokenizer(), ["ask", "ask"], trl_peer.reward, BETA)

@@ -81,9 +81,18 @@ results.duration()
 # %% [markdown]
 # A *seed* repeats everything after the base model: the stand-ins for policy and reward model, the data, PPO, and the
 # answers that are judged. (Where models and data come from elsewhere, they are the same for all seeds, and a seed
-# repeats PPO and the answers.) It is the unit in which we count evidence, and square brackets hold 95 % intervals over
-# seeds. Rules stand above the cells that decide them and were fixed before the published run; settings were tried out
-# with other seeds. One seed decides nothing, so the published verdict is then shown beside it.
+# repeats PPO and the answers. What depends on model and data alone then has no scatter between seeds, and its interval
+# says nothing.) It is the unit in which we count evidence, and square brackets hold 95 % intervals over seeds. Rules
+# stand above the cells that decide them and were fixed before the published run; settings were tried out with other
+# seeds. One seed decides nothing, so the published verdict is then shown beside it. Seeds run side by side, but for the
+# profile `gpu`, where they would share one GPU:
+
+
+# %%
+def run_all(jobs):
+    """The results of all jobs; on a GPU one job at a time."""
+    return parallel.run(jobs, at_once=1 if profile == "gpu" else -1)
+
 
 # %% [markdown]
 # ## 1. What is built
@@ -104,19 +113,21 @@ results.duration()
 # | data | `Anthropic/hh-rlhf`, helpful-base | the miniature world, where the true helpfulness, *gold*, is known | `HH_RLHF_DIR` |
 #
 # The cells are the same for all profiles. An environment variable of the last column names a folder that replaces what
-# would come from the Hub; the first two replace our stand-ins as well, so you can bring a policy or a reward model of
-# your own.
+# would come from the Hub. The first two replace our stand-ins as well, so you can bring a policy or a reward model of
+# your own. `HH_RLHF_DIR` stands in for the Hub's data only, so it counts in the profile `gpu` and nowhere else.
 #
 # **What has changed since 2024.** The tutorial's loop calls `ppo_trainer.generate` and `ppo_trainer.step` of TRL, the
 # Hugging Face library, and installs whatever version is the newest. That interface was deprecated in September 2024 and
 # last stood in version 0.11.4 (October 2024). Its successor took neither plain numbers as scores nor a reward model
 # with another tokenizer than the policy's. It became experimental in November 2025, and from version 1.13 on there is
 # no PPO in TRL. So the tutorial does not run as written. The `step` of this course's PPO has the same three arguments,
-# and docs/ppo.md lists what it does. *The library route* (the next notebook) takes the methods that TRL does maintain.
+# and [docs/ppo.md](../docs/ppo.md) lists what it does. *The library route* (the next notebook) takes the methods that
+# TRL does maintain.
 
 # %%
 run = recipes.TutorialRun.of(size)
 GOLD = run.data == "tinyhh"  # whether the truth is known
+GIVEN = bool(pretrained.place(run.reward_model, pretrained.REWARD_MODEL))  # one reward model for all seeds
 FEW, MANY, BATCH = max(run.lengths), 64, recipes.TUTORIAL_BATCH  # tokens of a response, of a full one; episodes a step
 print(f"{run.prompts:,} instructions, {run.prompts // BATCH} batches of {BATCH}, responses of {FEW} tokens")
 for part, checkpoint, variable in (
@@ -131,7 +142,7 @@ print("data:", run.data)
 #
 # The answers in the data are not needed: the policy will write its own. Of each dialogue the tutorial keeps what the
 # human said first, with spaces for newlines, if that is shorter than 100 characters, and of all that pass, the first
-# 6,400. Each is asked once. By hand, for three dialogues:
+# 6,400. Each is asked once for every time that it stands there. By hand, for three dialogues:
 
 # %%
 toy = [
@@ -148,7 +159,8 @@ assert instructions.short_instructions(toy) == short
 # The first two have become the same instruction. That happens for real: hh-rlhf holds many dialogues several times,
 # each time a little longer, and they all begin alike. So "one epoch over 6,400 prompts" means fewer different prompts.
 # And a question of the test file may be one of the training file. We hold out only rows whose instruction is not among
-# those that are trained on.
+# those that are trained on. Held out, that is, from PPO: what policy and reward model had read before it is not known
+# for models from elsewhere, and for ours the first question of a longer dialogue may be among it.
 
 # %%
 dialogues, report = recipes.tutorial_preferences(run, seed=0)
@@ -274,19 +286,21 @@ Markdown("\n".join(rows))
 # > **Predict.** Which of the two shares is larger, and what would a coin have?
 #
 # The rule: the refusal is *the easier test* if the interval of the difference of the two shares lies above zero. We
-# expect it.
+# expect it. (A reward model that is given is one and the same for all seeds. Then there is an interval over rows, and
+# no verdict.)
 
 
 # %%
 def checked(seed):
-    """Shares of held-out one-turn rows in which the reward model, length and gold say that the chosen answer wins."""
+    """Shares of held-out one-turn rows in which the reward model, length and gold say that the chosen answer wins; for
+    each row, `easier` is what it adds to the first share less what it adds to the second, (N,)."""
     judge, rows = recipes.tutorial_reward_model(run, seed), recipes.tutorial_data(run, seed)[1]
     rows = [row for row in rows if row["prompt"].count("\n\nHuman:") == 1]
     asked, sides = [row["instruction"] for row in rows], ("chosen", "rejected")
     texts = {side: [row[side].strip() for row in rows] for side in sides} | {"refusal": [REFUSAL] * len(rows)}
     scores = {side: np.array(judge(asked, of)) for side, of in texts.items()}
-    found = {"over_refusal": np.mean(scores["chosen"] > scores["refusal"])}
-    found["over_rejected"] = np.mean(scores["chosen"] > scores["rejected"])
+    won = {side: (scores["chosen"] > scores[side]).astype(float) for side in ("refusal", "rejected")}
+    found = {f"over_{side}": of.mean() for side, of in won.items()} | {"easier": won["refusal"] - won["rejected"]}
     found["longer"] = np.mean([preferences.longer_wins(row["prompt"], row["chosen"], row["rejected"]) for row in rows])
     if GOLD:
         preferred, other = (np.array(instructions.helpfulness(asked, texts[side])) for side in sides)
@@ -294,7 +308,7 @@ def checked(seed):
     return found
 
 
-sane = parallel.run(joblib.delayed(checked)(seed) for seed in range(seeds))
+sane = run_all(joblib.delayed(checked)(seed) for seed in range(seeds))
 
 # %%
 keys = {
@@ -311,18 +325,23 @@ print(f"OpenAssistant's reward model on Anthropic's helpful pairs, by RewardBenc
 results.table(*keys)
 
 # %%
-results.state(
-    "refusal_is_the_easier_test",
-    better([found["over_refusal"] for found in sane], [found["over_rejected"] for found in sane]),
-    expect="better",
-    text={
-        "better": "To tell help from a refusal is the easier test: {sanity.over_refusal} are right, of two attempts to "
-        "help {accuracy.reward_model.held_out}; the difference is {difference}.",
-        "inconclusive": "Whether a refusal is the easier test is inconclusive: {difference}.",
-        "worse": "To tell help from a refusal is the harder test: {difference}.",
-    },
-)
-results.show("refusal_is_the_easier_test")
+easier = "sanity.difference" if GIVEN else "refusal_is_the_easier_test"
+if GIVEN:
+    unit = "share over a refusal minus share over rejected (one reward model: over rows)"
+    results.number(easier, bootstrap_interval(sane[0]["easier"], unit="row"), unit)
+else:
+    results.state(
+        easier,
+        better([found["over_refusal"] for found in sane], [found["over_rejected"] for found in sane]),
+        expect="better",
+        text={
+            "better": "To tell help from a refusal is the easier test: {sanity.over_refusal} are right, of two attempts to "
+            "help {accuracy.reward_model.held_out}; the difference is {difference}.",
+            "inconclusive": "Whether a refusal is the easier test is inconclusive: {difference}.",
+            "worse": "To tell help from a refusal is the harder test: {difference}.",
+        },
+    )
+results.show(easier)
 
 # %% [markdown]
 # The sanity check is worth making, and passing it says little. PPO leans on the other comparison: an answer that is a
@@ -348,10 +367,11 @@ print(f"two likeliest tokens: 'KL' {drawn @ log_ratio:+.4f}")
 assert now @ log_ratio > 0 > drawn @ log_ratio
 
 # %% [markdown]
-# A KL cannot be negative; this estimate is. The third token, of which the policy now writes more, is never seen, and
-# the penalty turns into a *bonus* for moving away from the reference. Whoever finds a negative KL in the log of a
-# run should look at the generation settings first. How much would be cut off here, with the `top_k=50` that many
-# libraries have as their default?
+# A KL cannot be negative; this mean is. The third token, to which the policy now gives twice the probability, is never
+# drawn, and the penalty turns into a *bonus* for moving away from the reference. (The mean log-ratio of one batch of
+# sixteen answers may be negative by chance, also without a filter; that of a whole run may not.) Whoever finds a
+# negative KL in the log of a run should look at the generation settings first. How much would be cut off here, with the
+# `top_k=50` that many libraries have as their default?
 
 
 # %%
@@ -385,7 +405,7 @@ def ended(seed):
     return [np.mean(recipes.tutorial_answers(run, "before", limit, seed)["ended"]) for limit in (FEW, MANY)]
 
 
-in_time = np.array(parallel.run(joblib.delayed(ended)(seed) for seed in range(seeds)))  # (S, 2)
+in_time = np.array(run_all(joblib.delayed(ended)(seed) for seed in range(seeds)))  # (S, 2)
 for limit, shares in zip((FEW, MANY), in_time.T, strict=True):
     results.number(f"ended.{limit}", t_interval(shares), f"share of answers that end within {limit} tokens")
 results.table(f"ended.{FEW}", f"ended.{MANY}")
@@ -409,7 +429,7 @@ for update in range(4):
     scores = judge(batch, instructions.answers(tokenizer, responses))  # text goes over, numbers come back
     metrics = trainer.step(queries, responses, scores)
     print(f"batch {update + 1}: score {metrics['score']:+.3f}, KL {metrics['kl']:+.3f}, length {metrics['length']:.1f}")
-assert metrics["first_ratio_error"] < 1e-3
+assert metrics["first_ratio_error"] < 1e-2  # what sampled is what learns
 
 # %% [markdown]
 # The tutorial passes nothing but the batch size to its `PPOConfig`, so all else is TRL's default of that time. (It
@@ -421,7 +441,9 @@ settings = {
     "episodes (one a prompt)": ("6,400", f"{run.prompts:,}"),
     "batches of 16": ("400", config.updates),
     "epochs on a batch, each one step": ("4", config.epochs),
+    "order of the prompts": ("shuffled by its loader", "as they stand"),
     "learning rate": ("1.41e-5, constant", f"{config.learning_rate:g}, falling to zero"),
+    "that of the value head": ("one rate for all", "the same" * (config.value_learning_rate == config.learning_rate)),
     "Adam's betas": (".9, .999", ".9, .95"),
     "KL coefficient at first, then adaptive": ("0.2", config.kl_coef),
     "target of the KL (nats), horizon (episodes)": ("6, 10,000", f"{config.kl_target:g}, {config.kl_horizon:,}"),
@@ -432,7 +454,7 @@ settings = {
         "none",
         "none" if np.isinf(config.max_gradient_norm) else config.max_gradient_norm,
     ),
-    "dropout in the value head": (".1", "none"),
+    "dropout during the steps": ("in policy and value head: the trainer is in training mode", "never"),
     "a step whose mean ratio exceeds 10": ("is skipped", "is clipped like others"),
     "scores": ("raw logits", "raw logits"),
 }
@@ -440,22 +462,32 @@ rows = [f"| {name} | {theirs} | {ours} |" for name, (theirs, ours) in settings.i
 Markdown("\n".join(["| | the tutorial (TRL 0.9.6) | here |", "|---|---|---|", *rows]))
 
 # %% [markdown]
-# A model a thousandth of DLite's size wants a larger learning rate; ours was chosen with other seeds. The other
-# differences are those of the trainer. Now the whole run, twice for each seed: with 16 tokens, as the tutorial has it,
-# and with *lengths drawn at random* from 8 to 48 for each response. A third policy takes no part in PPO. It is
-# fine-tuned on whole dialogues that end with the answer that people **rejected**, and will serve as a test of the
-# tutorial's metrics: no metric of helpfulness should like it.
+# A model a thousandth of DLite's size wants a larger learning rate; ours was chosen with other seeds. The falling rate
+# halves the way that all steps together can go. The other differences are those of the trainer.
+#
+# Now the whole run, twice for each seed: with 16 tokens, as the tutorial has it, and with *lengths drawn at random* from
+# 8 to 48 for each response. Two more policies take no part in PPO. One is fine-tuned on whole dialogues that end with
+# the answer that people **rejected**, and will serve as a test of the tutorial's metrics: no metric of helpfulness
+# should like it. The policy that was taught *chosen* dialogues, as many of them, is the control: what both taught
+# policies share is the format, what differs between them is the answers.
 
 # %%
 SHORT, RANDOM = "16 tokens", "8 to 48 tokens"
 ARMS = {SHORT: run, RANDOM: replace(run, lengths=(8, 48))}
+POLICIES = {  # the stage and the arm of each, and what it is called
+    "before": ("before", SHORT, "before PPO"),
+    "after": ("after", SHORT, "after PPO, 16 tokens"),
+    "random": ("after", RANDOM, "after PPO, random lengths"),
+    "rejected": ("rejected", SHORT, "taught rejected"),
+    "chosen": ("chosen", SHORT, "taught chosen"),
+}
 
 
+# %%
 def whole_run(arm, seed):
     """An arm's metrics of all updates, and what its policies answer to, and think of, held-out rows."""
-    stages = ("before", "after", "rejected") if arm == SHORT else ("after",)
     found = {"metrics": recipes.tutorial_run(ARMS[arm], seed)[1]}
-    for stage in stages:
+    for stage in [stage for stage, of, _ in POLICIES.values() if of == arm]:
         found["perplexity", stage] = recipes.tutorial_perplexity(ARMS[arm], stage, seed)
         for limit in (FEW, MANY):
             found[stage, limit] = recipes.tutorial_answers(ARMS[arm], stage, limit, seed)
@@ -463,14 +495,16 @@ def whole_run(arm, seed):
 
 
 del trainer, policy, reference  # four updates old, and in the way where memory is short
+torch.cuda.empty_cache()
 wanted = [(arm, seed) for arm in ARMS for seed in range(seeds)]
-found = dict(zip(wanted, parallel.run(joblib.delayed(whole_run)(*job) for job in wanted), strict=True))
+found = dict(zip(wanted, run_all(joblib.delayed(whole_run)(*job) for job in wanted), strict=True))
 print("metrics:", ", ".join(found[SHORT, 0]["metrics"]))
 
 
 # %%
-def held(stage, limit, name, arm=SHORT):
+def held(policy, limit, name):
     """A mean over held-out instructions for each seed, (S,)."""
+    stage, arm, _ = POLICIES[policy]
     return np.array([np.mean(found[arm, seed][stage, limit][name]) for seed in range(seeds)])
 
 
@@ -483,11 +517,12 @@ print("mean score of held-out answers before PPO, each seed:", ZERO[FEW].round(2
 # The tutorial shows one curve: the mean score of each batch, smoothed by a moving mean over ten batches. By hand, the
 # moving mean over two of 1, 2, 3, 6 is 1.5, 2.5, 4.5.
 #
-# > **Predict.** A batch is 16 answers to 16 questions that were never asked before. How much will the dots scatter,
+# > **Predict.** A batch is 16 answers to 16 other questions than in the batch before. How much will the dots scatter,
 # > compared with what is learned?
 #
 # Comparisons fix no zero of a score, and our reward models, one for each seed, put theirs in different places. So we
-# take off each seed's mean score of the first policy's answers to held-out instructions (within 16 tokens).
+# take off each seed's mean score of the first policy's answers to held-out instructions within 16 tokens. (With random
+# lengths other texts are scored, so that curve may start elsewhere.)
 
 
 # %%
@@ -581,7 +616,8 @@ for arm in ARMS:
 #
 # Every held-out instruction is answered once by the policy before PPO and once by the policy after it, within 16
 # tokens, as trained, and within 64, as one would use it. In the miniature world we also know what the answers are truly
-# worth. (A last sentence that the limit cut counts nothing there.) Scores are again less those of the policy before PPO.
+# worth. (A last sentence that the limit cut counts nothing there.) Scores are again less those of the policy before
+# PPO. The two last columns are for section 10.
 
 
 # %%
@@ -594,25 +630,22 @@ def shown(values):
 # %%
 UNITS = {"score": "log-odds above before", "kl": "nats", "length": "tokens", "ended": "share that ended"}
 UNITS |= {"gold": "points of gold"} if GOLD else {}
-columns = [("before", SHORT), ("after", SHORT), ("after", RANDOM)]
-rows = [
-    "| answers within | measure | before | after PPO, 16 tokens | after PPO, random lengths |",
-    "|--:|---|--:|--:|--:|",
-]
+rows = [f"| answers within | measure | {' | '.join(label for _, _, label in POLICIES.values())} |"]
+rows.append("|--:|---|" + "--:|" * len(POLICIES))
 for limit in (FEW, MANY):
     for name, unit in UNITS.items():
         zero, cells = ZERO[limit] if name == "score" else 0, []
-        for stage, arm in columns:
-            values = held(stage, limit, name, arm) - zero
+        for key in POLICIES:
+            values = held(key, limit, name) - zero
             cells.append(shown(values))
-            key = stage if arm == SHORT else "random_lengths"
             results.number(f"held_out.{key}.{limit}.{name}", t_interval(values), unit)
         rows.append(f"| {limit} | {name} ({unit}) | {' | '.join(cells)} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
 # A mean can rise by a few large gains. So we also count: for which share of the instructions is the answer after PPO
-# scored higher than the one before (equal scores count one half)?
+# scored higher than the one before (both draw with the same random numbers; some answers are identical)? Equal scores
+# count one half.
 
 # %%
 for limit in (FEW, MANY):
@@ -629,11 +662,16 @@ results.table(f"held_out.wins.{FEW}", f"held_out.wins.{MANY}")
 # - *Gold rises with it* if the same holds of gold. We expect that too: the reward model is not very good, but the
 #   policy is not driven far.
 # - The *gain carries over to full answers* if it holds at 64 tokens. Before any run we would have bet on it: an answer
-#   that begins better should be better. A trial with another seed said the opposite of gold, so now we expect *worse*.
+#   that begins better should be better. A trial with another seed said the opposite of gold, so now we expect *worse*
+#   (where gold is known; elsewhere, by the score, still *better*: in that trial the score of full answers rose while
+#   gold fell).
+# - Where gold is known: *the score of full answers rises while gold falls* if, at 64 tokens, the interval of after minus
+#   before lies above zero for the score and below zero for gold; expected since that trial.
 # - Practice on 16 tokens *teaches not to end* if fewer answers end within 64 tokens after it; expected since that
 #   trial.
 # - *Random lengths help full answers* if, at 64 tokens, answers after PPO with random lengths are better than after PPO
-#   with 16. We expect it: there full answers were practiced, and more tokens were written.
+#   with 16. We expect it: there full answers were practiced, and more tokens were written. This does not separate
+#   randomness from length: a fixed 48 or 64 might do as well.
 #
 # "Better" in the third and the last is by gold, where it is known, and otherwise by the score.
 
@@ -672,6 +710,26 @@ results.state(
         "worse": f"Practice on 16 tokens makes full answers worse: {{difference}} {UNIT}.",
     },
 )
+
+# %%
+if GOLD:
+    rises = better(held("after", MANY, "score"), held("before", MANY, "score"))
+    falls = better(held("before", MANY, "gold"), held("after", MANY, "gold"))
+    for name, unit in (("score", "log-odds"), ("gold", "points of gold")):
+        change = t_interval(held("after", MANY, name) - held("before", MANY, name))
+        results.number(f"full_answers.{name}", change, f"{unit}, within 64 tokens, after minus before")
+    both = "after minus before, score {full_answers.score}, gold {full_answers.gold}"
+    results.state(
+        "score_of_full_answers_rises_while_gold_falls",
+        rule(rises, falls),
+        expect="holds",
+        text={
+            "holds": f"The score of full answers rises while gold falls: {both}.",
+            "fails": f"That the score of full answers rises while gold falls is not established: {both}.",
+        },
+    )
+
+# %%
 results.state(
     "sixteen_tokens_teach_not_to_end",
     better(held("before", MANY, "ended"), held("after", MANY, "ended")),
@@ -687,24 +745,26 @@ results.state(
 # %%
 results.state(
     "random_lengths_help_full_answers",
-    better(held("after", MANY, WORTH, RANDOM), held("after", MANY, WORTH)),
+    better(held("random", MANY, WORTH), held("after", MANY, WORTH)),
     expect="better",
     text={
-        "better": f"Lengths drawn at random make full answers better than 16 tokens do: {{difference}} {UNIT}.",
-        "inconclusive": f"Whether random lengths make full answers better is inconclusive: {{difference}} {UNIT}.",
-        "worse": f"Lengths drawn at random make full answers worse than 16 tokens do: {{difference}} {UNIT}.",
+        "better": f"Lengths from 8 to 48 tokens make full answers better than 16 tokens do: {{difference}} {UNIT}.",
+        "inconclusive": "Whether lengths from 8 to 48 tokens make full answers better than 16 tokens do is "
+        f"inconclusive: {{difference}} {UNIT}.",
+        "worse": f"Lengths from 8 to 48 tokens make full answers worse than 16 tokens do: {{difference}} {UNIT}.",
     },
 )
-judged = ["ppo_raises_reward_model_score", *(["gold_rises_with_it"] if GOLD else []), "gain_carries_to_full_answers"]
-results.show(*judged, "sixteen_tokens_teach_not_to_end", "random_lengths_help_full_answers")
+short = ["ppo_raises_reward_model_score", *["gold_rises_with_it"][: int(GOLD)]]
+full = ["gain_carries_to_full_answers", *["score_of_full_answers_rises_while_gold_falls"][: int(GOLD)]]
+results.show(*short, *full, "sixteen_tokens_teach_not_to_end", "random_lengths_help_full_answers")
 
 # %% [markdown]
-# Look at the rows for 64 tokens again: score, length, the share that ended, and where it is known, gold. How could
-# practice on beginnings spoil whole answers? Nothing in a run with 16 tokens ever rewards an end. An answer that stops
-# early gives away room in which one more good sentence may begin, and what the policy would write after its sixteenth
-# token is nobody's concern, so nothing corrects it. The score of a long answer need not show this: the reward model
-# reads on and may find one more sentence of the kind it likes. A limit of the response is part of the *task*, and not
-# only of its cost.
+# Look at the rows for 64 tokens again: score, length, the share that ended, and where it is known, gold. *If* practice
+# on beginnings has spoiled whole answers, a likely reason is this. Within 16 tokens the only thing that speaks for
+# ending is a higher score for an ended answer than for a cut one; an answer that stops early gives away room for the
+# beginning of one more sentence. Compare the share that ended within 16 tokens before and after. And what comes after
+# the sixteenth token is scored by nobody, so nothing corrects it. The score of a long answer need not show the damage.
+# We have not tested this reason by itself; random lengths change the length practiced as well as its randomness.
 #
 # Both arms have as many episodes, but not as many tokens: random lengths write more. The next notebook compares methods
 # at equal tokens.
@@ -740,10 +800,11 @@ ranked = sorted(batch, key=lambda i: -found[SHORT, 0]["after", FEW]["score"][i])
 side_by_side(ranked[:5])
 
 # %% [markdown]
-# The second table is the one that readers of the tutorial see. But how would it look if nothing had been learned?
-# Suppose scores before and after were two independent draws from the same normal distribution with variance one. Then
-# the five best of sixteen "after" lie, on average, a little more than one above the mean, and their partners "before"
-# at the mean.
+# The second table is the one that readers of the tutorial see. (Both policies draw with the same random numbers, so many
+# pairs begin alike, and picking does less here than in the numbers below, where the answers are drawn anew.) But how
+# would it look if nothing had been learned? Suppose scores before and after were two independent draws from the same
+# normal distribution with variance one. Then the five best of sixteen "after" lie, on average, a little more than one
+# above the mean, and their partners "before" at the mean.
 #
 # > **Predict.** What is the mean "gain" of the picked five between two answers of the *same* policy?
 
@@ -760,7 +821,7 @@ def picked(before, after, seed=0, batches=2000):
 
 
 normal = np.random.default_rng(1).standard_normal((2, 100_000))
-print(f"two draws of a normal distribution: {picked(*normal):.2f}; the five largest of 16: 1.07 from tables")
+print(f"two draws of a normal distribution: {picked(*normal):.2f}; the five largest of 16: 1.075 from tables")
 assert abs(picked(*normal) - 1.075) < 0.05
 
 # %% [markdown]
@@ -778,7 +839,7 @@ def drawn_again(seed):
     return np.array(recipes.tutorial_reward_model(run, seed)(asked, instructions.answers(tokenizer, responses)))
 
 
-again = parallel.run(joblib.delayed(drawn_again)(seed) for seed in range(seeds))
+again = run_all(joblib.delayed(drawn_again)(seed) for seed in range(seeds))
 scores = {s: [np.array(found[SHORT, seed][s, FEW]["score"]) for seed in range(seeds)] for s in ("before", "after")}
 gains = {
     "nothing_learned.all": [(b - a).mean() for a, b in zip(scores["before"], again, strict=True)],
@@ -833,16 +894,17 @@ print(f"perplexity {np.exp(-log_probs.mean().item()):.2f}")
 assert np.isclose(log_probs.sum().item(), asking + answering, rtol=1e-3)
 
 # %% [markdown]
-# In this sum the human's words count like the answer's. And the policy has been taught another format than the one in
-# which it is read here: `### Instruction:` and `### Response:`, not `Human:` and `Assistant:`. So we take the number
-# apart. Beside the *whole* text stand the part up to the answer (*asking*), the *answer* in the dialogue's format, and
-# the answers of one-turn dialogues *in the template*, which is what the policy is for. And beside the policies before
-# and after PPO stands the one that was fine-tuned on rejected answers, in dialogues as in the data.
+# In this sum everything before the answer counts like the answer. And the policy has been taught another format than
+# the one in which it is read here: `### Instruction:` and `### Response:`, not `Human:` and `Assistant:`. So we take
+# the number apart. Beside the *whole* text stand the part up to the answer (*asking*), the *answer* in the dialogue's
+# format, and the answers of one-turn dialogues *in the template*, which is what the policy is for. The asking part holds
+# what the human said, the labels of the turns, and in longer dialogues the assistant's earlier answers, which are the
+# same on the chosen and on the rejected side. And beside the policies before and after PPO stand the two that were
+# fine-tuned on dialogues as they are in the data.
 #
-# > **Predict.** Which of the three policies has the lowest perplexity on whole dialogues whose answer people chose?
+# > **Predict.** Which of the five policies has the lowest perplexity on whole dialogues whose answer people chose?
 
 # %%
-POLICIES = {"before": "before PPO", "after": "after PPO", "rejected": "taught rejected answers"}
 READ = {
     "whole": "whole dialogue",
     "asking": "asking part",
@@ -850,15 +912,15 @@ READ = {
     "template": "answer, in the template",
 }
 perplexity = {
-    (stage, name): np.exp([found[SHORT, seed]["perplexity", stage][name] for seed in range(seeds)])
-    for stage in POLICIES
+    (key, name): np.exp([found[arm, seed]["perplexity", stage][name] for seed in range(seeds)])
+    for key, (stage, arm, _) in POLICIES.items()
     for name in READ
 }  # (S,) each
-for (stage, name), values in perplexity.items():
-    results.number(f"perplexity.{stage}.{name}", t_interval(values), f"perplexity, {READ[name]}")
+for (key, name), values in perplexity.items():
+    results.number(f"perplexity.{key}.{name}", t_interval(values), f"perplexity, {READ[name]}")
 rows = [f"| policy | {' | '.join(READ.values())} |", "|---|" + "--:|" * len(READ)]
-for stage, label in POLICIES.items():
-    rows.append(f"| {label} | {' | '.join(shown(perplexity[stage, name]) for name in READ)} |")
+for key, (_, _, label) in POLICIES.items():
+    rows.append(f"| {label} | {' | '.join(shown(perplexity[key, name]) for name in READ)} |")
 Markdown("\n".join(rows))
 
 # %%
@@ -866,67 +928,90 @@ sums = language_model.log_probabilities_of_parts(
     policy, tokenizer, [(row["prompt"], row["chosen"]) for row in held_out]
 )
 share = sums[0][1] / (sums[0][1] + sums[1][1])
-results.number("perplexity.asking_tokens", share, "share of the tokens that are not the answer's")
+results.number("perplexity.asking_tokens", share, "share of the tokens that are not the answer's, seed 0")
 change = 1 - perplexity["after", "whole"] / perplexity["before", "whole"]
-results.number("perplexity.reduction", t_interval(change), "share by which PPO lowers the whole dialogues' perplexity")
-nats = {stage: np.log([perplexity[stage, name] for name in READ]) for stage in POLICIES}  # (4, S) each
-gap = nats["after"] - nats["rejected"]
-weight = (nats["after"][0] - nats["after"][2]) / (nats["after"][1] - nats["after"][2])  # of the asking part's tokens
 results.number(
-    "perplexity.gap_asking", t_interval(weight * gap[1] / gap[0]), "share of the gap, after PPO to taught rejected"
+    "perplexity.reduction", t_interval(change), "share by which PPO, 16 tokens, lowers the whole dialogues' perplexity"
+)
+nats = {key: np.log([perplexity[key, name] for name in READ]) for key in POLICIES}  # (4, S) each
+gap, (whole, asking, answering, _) = nats["random"] - nats["rejected"], nats["random"]
+weight = (whole - answering) / (asking - answering)  # of the asking part's tokens
+results.number(
+    "perplexity.gap_asking",
+    t_interval(weight * gap[1] / gap[0]),
+    "share of the gap, after PPO with random lengths to taught rejected",
 )
 results.table("perplexity.asking_tokens", "perplexity.reduction", "perplexity.gap_asking")
 
 # %% [markdown]
-# The rule: the perplexity of whole dialogues *misleads* if by it the policy that was taught rejected answers beats the
-# one after PPO, while the latter's answers to held-out instructions (16 tokens) are scored higher, and, where gold is
-# known, are truly better: intervals of all these differences above zero. We expect it to hold.
+# And by how much do the policy that was taught chosen dialogues and the one that was taught rejected ones differ, in
+# this perplexity, and in what their answers are worth?
 
 # %%
-lower = better(perplexity["after", "whole"], perplexity["rejected", "whole"])
-answers_better = [
-    better(held("after", FEW, name), held("rejected", FEW, name)) for name in ("score", "gold")[: 1 + GOLD]
-]
-results.number(
-    "misleads.perplexity", lower.difference, "perplexity of whole dialogues, after PPO minus taught rejected"
-)
-for name, comparison in zip(("score", "gold"), answers_better, strict=False):
-    results.number(f"misleads.{name}", comparison.difference, f"{name}, after PPO minus taught rejected")
-facts = "perplexity of whole dialogues {misleads.perplexity}, score {misleads.score}"
-facts += ", gold {misleads.gold}" if GOLD else ""
+control = nats["chosen"][0] - nats["rejected"][0]  # (S,)
+results.number("control.perplexity", t_interval(control), "nats a token of whole dialogues, chosen minus rejected")
+control = held("chosen", MANY, WORTH) - held("rejected", MANY, WORTH)
+results.number(f"control.{WORTH}", t_interval(control), f"{WORTH} within 64 tokens, taught chosen minus rejected")
+results.table("control.perplexity", f"control.{WORTH}")
+
+# %% [markdown]
+# The rule: The perplexity of whole dialogues *misleads* if by it the policy that was taught rejected answers beats the
+# one after PPO with random lengths, while the latter's answers to held-out instructions are scored higher, and, where
+# gold is known, are truly better, within 16 tokens and within 64. (A trial with another seed showed that PPO with 16
+# tokens would not do here: it spoils whole answers.) Intervals of all these differences lie above zero. We expect it to
+# hold.
+
+# %%
+lower = better(perplexity["random", "whole"], perplexity["rejected", "whole"])
+answers_better = {
+    f"{name}.{limit}": better(held("random", limit, name), held("rejected", limit, name))
+    for name in ("score", "gold")[: 1 + GOLD]
+    for limit in (FEW, MANY)
+}
+for key, comparison in {"perplexity": lower, **answers_better}.items():
+    what = "perplexity of whole dialogues" if key == "perplexity" else f"{key.replace('.', ' within ')} tokens"
+    results.number(f"misleads.{key}", comparison.difference, f"{what}, random lengths minus taught rejected")
+results.table(*(key for key in results.numbers if key.startswith("misleads.")))
+
+# %%
+facts = "After PPO with random lengths minus taught rejected: perplexity of whole dialogues {misleads.perplexity}"
+for key in answers_better:
+    facts += f", {key.replace('.', ' within ')} tokens {{misleads.{key}}}"
 results.state(
     "whole_dialogue_perplexity_misleads",
-    rule(lower, *answers_better),
+    rule(lower, *answers_better.values()),
     expect="holds",
     text={
         "holds": "The perplexity of whole dialogues prefers a policy that was taught rejected answers to the one after "
-        f"PPO, whose answers are better. After PPO minus taught rejected: {facts}.",
-        "fails": f"That whole-dialogue perplexity prefers the worse policy is not established. After PPO minus taught rejected: {facts}.",
+        f"PPO with random lengths, whose answers are better. {facts}.",
+        "fails": f"That whole-dialogue perplexity prefers the worse policy is not established. {facts}.",
     },
 )
 results.show("whole_dialogue_perplexity_misleads")
 
 # %%
-bars = {"perplexity of\nwhole dialogues": {stage: perplexity[stage, "whole"] for stage in POLICIES}}
-bars["score above before\n(log-odds)"] = {stage: held(stage, FEW, "score") - ZERO[FEW] for stage in POLICIES}
-bars |= {"gold (points)": {stage: held(stage, FEW, "gold") for stage in POLICIES}} if GOLD else {}
-figure, axes = plt.subplots(1, len(bars), figsize=(2.9 * len(bars), 3.0))
+bars = {"perplexity of\nwhole dialogues": {key: perplexity[key, "whole"] for key in POLICIES}}
+bars["score above before, 64 tokens\n(log-odds)"] = {key: held(key, MANY, "score") - ZERO[MANY] for key in POLICIES}
+bars |= {"gold, 64 tokens\n(points)": {key: held(key, MANY, "gold") for key in POLICIES}} if GOLD else {}
+names = ["before\nPPO", "PPO,\n16", "PPO,\nrandom", "taught\nrejected", "taught\nchosen"]
+figure, axes = plt.subplots(1, len(bars), figsize=(3.3 * len(bars), 3.0))
 words = []
 for axis, (label, of) in zip(axes, bars.items(), strict=True):
-    plots.interval_bars(axis, ["before\nPPO", "after\nPPO", "taught\nrejected"], [t_interval(v) for v in of.values()])
+    plots.interval_bars(axis, names, [t_interval(values) for values in of.values()])
     axis.set_ylabel(label)
-    axis.tick_params(axis="x", labelsize=9)
-    values = ", ".join(f"{POLICIES[stage]} {v.mean():.2f}" for stage, v in of.items())
+    axis.tick_params(axis="x", labelsize=8)
+    values = ", ".join(f"{POLICIES[key][2]} {values.mean():.2f}" for key, values in of.items())
     words.append(f"{' '.join(label.split())}: {values}")
 figure.tight_layout()
-plots.show(figure, f"Bars for three policies, means over seeds ({seeds}). {'; '.join(words)}.", name="dlite_perplexity")
+plots.show(figure, f"Bars for five policies, means over seeds ({seeds}). {'; '.join(words)}.", name="dlite_perplexity")
 
 # %% [markdown]
-# Why? Compare the columns of the table. `perplexity.gap_asking` is the share of the gap between the last two policies,
-# in nats on whole dialogues, that comes from the *asking part*, in which no assistant has any business. Whoever has
-# been shown dialogues has learned how people ask in them, and that a turn opens with `Human:`; for that, it does not
-# matter which answers stood at their ends. The column *in the template* is the one that is about answers, and even that
-# is about foreseeing the answers that people chose, and not about giving good ones.
+# Why? Compare the columns of the table. `perplexity.gap_asking` is the share of the gap between the policy after PPO with
+# random lengths and the one that was taught rejected answers, in nats on whole dialogues, that comes from the *asking
+# part*. A share above one means that on the answers themselves the order is the reverse. Whoever has been shown
+# dialogues has learned how people ask in them, and that a turn opens with `Human:`. How much the answers at their ends
+# add to that, or take away, is what the control says. The column *in the template* is the one that is about answers,
+# and even that is about foreseeing the answers that people chose, and not about giving good ones.
 #
 # ### The tutorial's numbers, recomputed
 #
@@ -946,10 +1031,10 @@ assert np.isclose(1 - new / old, reported("dlite.reduction").value, atol=5e-4)
 # `transformers`, so ours is a dozen lines of `language_model`.)
 
 # %% [markdown]
-# ## 11. Slips that do not crash
+# ## 11. Slips that need not crash
 #
-# Three mistakes of the tutorial's code change what the reward model or the policy reads, and raise no error. We make
-# each of them, on answers of the policy before PPO.
+# Three mistakes of the tutorial's code change what the reward model or the policy reads, and need not raise an error. We
+# make each of them, on answers of the policy before PPO.
 #
 # **The last 16 tokens.** `generate` returns query and response in one row, and the tutorial takes the last 16 tokens of
 # it as the response. An answer that ends early is shorter, and then the slice begins in the *prompt*. By hand, with
@@ -962,7 +1047,8 @@ print("slice:", (query + response)[-4:], "| response:", (query + response)[len(q
 # %% [markdown]
 # The reward model then judges a text that holds a piece of the question, and PPO takes those tokens for words of the
 # policy. **Special tokens** are the second slip: the response is decoded with them, so the reward model also reads
-# `### End`. That is not how its own texts end, and it has never seen one that does.
+# `### End`. That is not how its own texts end, and ours has never seen one that does; of somebody else's we cannot
+# know.
 
 
 # %%
@@ -984,7 +1070,7 @@ def misread(seed):
     return texts, scores, touched
 
 
-slips = parallel.run(joblib.delayed(misread)(seed) for seed in range(seeds))
+slips = run_all(joblib.delayed(misread)(seed) for seed in range(seeds))
 
 # %%
 texts, scores, touched = slips[0]
@@ -1048,14 +1134,16 @@ def loss_of_chosen(seed, rows=64):
     return found
 
 
-losses = np.array(parallel.run(joblib.delayed(loss_of_chosen)(seed) for seed in range(seeds)))  # (S, 2)
+losses = np.array(run_all(joblib.delayed(loss_of_chosen)(seed) for seed in range(seeds)))  # (S, 2)
 for name, values in zip(("right", "mixed_up"), losses.T, strict=True):
     results.number(f"slip.tokenizer.{name}", t_interval(values), "nats a token of chosen answers in the template")
 results.table("slip.tokenizer.right", "slip.tokenizer.mixed_up")
 
 # %% [markdown]
-# Nothing crashes, and a loop with this mistake has curves like any other. To read a few queries *decoded* before the
-# first update takes a minute.
+# Where all numbers exist nothing crashes, and the loss above is the only sign. With a larger foreign vocabulary
+# (DeBERTa's is more than twice GPT-2's) it works until the first number that does not exist; here such numbers were
+# replaced by the last token, to be able to go on. To read a few queries *decoded* before the first update takes a
+# minute.
 #
 # The rest, in short:
 #
@@ -1065,7 +1153,7 @@ results.table("slip.tokenizer.right", "slip.tokenizer.mixed_up")
 # | the text's listings leave out template, configuration, tokenization and collator, and call the reward model by two names | every cell runs, in every profile |
 # | models are moved to the GPU inside the loop, anew for each batch | once, where they are loaded |
 # | `LengthSampler` imported, not used | an arm with random lengths (section 6) |
-# | one run, training batches, no KL | five seeds, held-out instructions, KL and length (sections 7, 8) |
+# | one run, training batches, no KL | several seeds, held-out instructions, KL and length (sections 7, 8) |
 # | five of sixteen examples, picked | drawn by lot, and what picking does (section 9) |
 # | perplexity of whole dialogues, "more than 20 %" | taken apart and recomputed (section 10) |
 
@@ -1137,14 +1225,15 @@ results.show()
 #
 # </details>
 #
-# **3.** Sampling with `top_p=.9`, a colleague finds that the KL of the run is -0.3 nats at the start and falls further.
-# "Negative is good, it stays close." What do you answer, and which two lines would you change?
+# **3.** Sampling with `top_p=.9`, a colleague finds a KL that falls below zero after some batches and goes on falling.
+# "Negative is good, it stays close." What do you answer, and what would you change?
 #
 # <details><summary>Answer</summary>
 #
-# That no KL is negative, so this number is not one. The samples come from another distribution than the probabilities,
-# so the penalty pays for moving probability out of the tail that is never drawn. Change the generation settings to the
-# full distribution (`top_k=0, top_p=1`), and look for a least length, which does the same to the end token.
+# That no KL is negative, so this number is not one (one batch might be below zero by chance, a run is not). The samples
+# come from another distribution than the probabilities, so the penalty pays for moving probability *into* the tail that
+# is never drawn, as in section 5. Change the generation settings to the full distribution (`top_k=0, top_p=1`), and
+# look for a least length, which does the same to the end token.
 #
 # </details>
 #
@@ -1153,32 +1242,35 @@ results.show()
 #
 # <details><summary>Hint</summary>
 #
-# In `picked`, sort by `after[rows] - before[rows]`.
+# In `picked`, sort by `after[rows] - before[rows]`. The assertion below it then fails: what is the new number, and why is
+# it $\sqrt 2$ times the old one?
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# Larger: of two independent draws the difference has twice the variance, and now the selection is on the difference
-# itself, where before it was on one half of it. An honest table draws its five by lot before anybody looks at the
-# scores, and gives the mean gain of all beside it.
+# Larger (1.52 for two normal draws, $\sqrt 2$ times 1.075): of two independent draws the difference has twice the
+# variance, and now the selection is on the difference itself, where before it was on one half of it. An honest table
+# draws its five by lot before anybody looks at the scores, and gives the mean gain of all beside it.
 #
 # </details>
 #
-# **5.** Fine-tune the policy on *chosen* dialogues instead of rejected ones, with the same number of texts, and add it
-# to the table of section 10. By how much do the two differ in perplexity of whole dialogues, and by how much in score?
+# **5.** Fine-tune the policy on dialogues whose last answers were *dealt out at random* among the dialogues, and add it to
+# the table of section 10. In which columns do you expect it near the two taught policies, and in which not?
 #
 # <details><summary>Hint</summary>
 #
-# `recipes.taught_by_rejected` is four lines; `language_model.log_probabilities_of_parts` measures.
+# `recipes.taught` is a few lines: shuffle the list of `row[side]` before the texts are made.
+# `language_model.log_probabilities_of_parts` measures. What of a dialogue did the dealing leave as it was?
 #
 # </details>
 #
 # <details><summary>Answer</summary>
 #
-# Expect nearly the same perplexity of whole dialogues, since both have learned the format and how humans ask, and most
-# sentences of rejected answers are ordinary sentences. In score the one that was taught chosen answers should be ahead:
-# the metric that is to tell helpful from unhelpful is the one that sees the least of the difference.
+# Near them on the *asking* part, which is the same text as before. On the *answer* expect it behind: it has seen how
+# answers sound, and that they have nothing to do with the question. How much of that shows in the *whole* depends on the
+# weight of the asking part (`perplexity.asking_tokens`), and that is the fault of the metric: it can hardly tell a
+# policy that answers from one that talks of something else.
 #
 # </details>
 

@@ -23,8 +23,10 @@ from rlhf_lab.errors import NotebookFailed
 from rlhf_lab.execution import execute, say
 from rlhf_lab.files import write
 from rlhf_lab.notebook_files import as_typed, code_of, ipynb, merged, read, read_source, unpublishable
+from rlhf_lab.profiles import Profile
 
 PUBLISHED_PROFILE, PUBLISHED_SEEDS = "laptop", 5
+MODEL_FOLDERS = ("DLITE_DIR", "REWARD_MODEL_DIR")  # environment variables of `pretrained`, whose import takes seconds
 
 
 # --- the table of notebooks ---
@@ -41,6 +43,7 @@ class Notebook:
     needs: tuple[str, ...]
     budget_seconds: dict[str, int]
     limit_seconds: int
+    models_from_elsewhere: bool = False
 
 
 def contents(root: Path = ROOT) -> list[Notebook]:
@@ -116,7 +119,7 @@ def run_book(
 
     `scheduler` is the address of a Dask scheduler, whose workers take over what `parallel.run` is given. Raises
     ValueError for a notebook, part or profile that does not exist, and for numbers below one; parallel.ClusterError for
-    a scheduler that does not answer.
+    a scheduler that does not answer; pretrained.CheckpointError for models from elsewhere that cannot be had.
     """
     notebooks = select(contents(root), wanted)
     profiles = tomllib.loads((root / "profiles.toml").read_text(encoding="utf-8"))
@@ -128,6 +131,10 @@ def run_book(
         if profile not in notebook.budget_seconds:
             known = ", ".join(notebook.budget_seconds)
             raise ValueError(f"{notebook.name} does not run in the profile {profile!r}: book.toml has {known} for it.")
+    if any(notebook.models_from_elsewhere for notebook in notebooks):
+        from rlhf_lab import pretrained
+
+        pretrained.check(Profile.load(profile))
     if scheduler:
         from rlhf_lab import parallel
 
@@ -235,7 +242,8 @@ def _environment(run: Run, uses: Path) -> dict[str, str]:
         "RLHF_LAB_ARTEFACT_LOG": str(uses),
         "RLHF_LAB_PUBLISH": "1" if run.publishes else "",
     } | ({"RLHF_LAB_SCHEDULER": run.scheduler} if run.scheduler else {})
-    for folder in ("HH_RLHF_DIR", "RLHF_LAB_CACHE"):  # relative to where the command was typed, not to notebooks/
+    # Relative to where the command was typed, not to notebooks/.
+    for folder in ("HH_RLHF_DIR", *MODEL_FOLDERS, "RLHF_LAB_CACHE"):
         if os.environ.get(folder):
             environment[folder] = str(Path(os.environ[folder]).absolute())
     if run.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:  # kernels share the cores
@@ -248,7 +256,7 @@ def _environment(run: Run, uses: Path) -> dict[str, str]:
 
 def _digest(run: Run, notebook: Notebook) -> str:
     """Of all that can change what the notebook shows: its code (never its prose), that of the modules it imports, the
-    profile, the number of seeds, the shipped model, the real data."""
+    profile, the number of seeds, the shipped model, the real data, and models in folders that stand in for ours."""
     cells = [code_of(cell.source) for cell in read_source(run.source(notebook)).cells if cell.cell_type == "code"]
     code = sources.Sources(run.root / "rlhf_lab")
     modules = {module for cell in cells for _, _, module in code.imports(ast.parse(cell))}
@@ -260,6 +268,8 @@ def _digest(run: Run, notebook: Notebook) -> str:
         run.seeds,
         sources.fingerprint(run.root / "models" / "base"),
         sorted((str(path.relative_to(real)), path.stat().st_size) for path in real.rglob("*") if path.is_file()),
+        # By content: two models of one architecture have files of the same sizes.
+        *((name, sources.fingerprint(Path(os.environ[name]))) for name in MODEL_FOLDERS if os.environ.get(name)),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -26,7 +26,7 @@ def first_instruction(transcript: str) -> str:
 
 def is_short(instruction: str) -> bool:
     """Whether the tutorial takes it."""
-    return 0 < len(instruction.strip()) and len(instruction) < LONGEST
+    return bool(instruction.strip()) and len(instruction) < LONGEST
 
 
 def short_instructions(dialogues: Iterable[str]) -> list[str]:
@@ -46,10 +46,11 @@ def demonstrations(dialogues: Iterable[tuple[str, str]]) -> list[tuple[str, str]
 
 
 def answers(tokenizer, responses: Sequence[Sequence[int]]) -> list[str]:
-    """Responses as text, without the end key and without space around them."""
-    end = tokenizer.eos_token_id
-    texts = tokenizer.batch_decode([r[:-1] if r[-1] == end else r for r in responses])
-    return [text.strip() for text in texts]
+    """Responses as text, without special tokens (the end key is one) and without space around them: a judge with a
+    tokenizer of its own would take "### End" for words."""
+    special = set(tokenizer.all_special_ids)  # a decoder that is to skip them misses those its file does not mark
+    words = ([token for token in response if token not in special] for response in responses)
+    return [tokenizer.decode(tokens).strip() for tokens in words]
 
 
 def helpfulness(asked: Sequence[str], answers: Sequence[str]) -> list[float]:

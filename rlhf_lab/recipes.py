@@ -890,16 +890,21 @@ def pair_reward_model(documents: int, pairs: int, seed: int):
 def tutorial_policy(run: TutorialRun, seed: int):
     """The policy that the tutorial begins with, and its tokenizer, whose end token is the end key."""
     checkpoint = pretrained.place(run.policy, pretrained.POLICY)
-    return pretrained.load_policy(checkpoint) if checkpoint else instruction_policy(run.rung, run.demonstrations, seed)
+    if not checkpoint:
+        return instruction_policy(run.rung, run.demonstrations, seed)
+    policy, tokenizer = pretrained.load_policy(checkpoint)
+    return policy.to(pretrained.device()), tokenizer
 
 
 @reads("$REWARD_MODEL_DIR")
 def tutorial_reward_model(run: TutorialRun, seed: int) -> pair_reward.PairReward:
     """The tutorial's reward model, which reads with a tokenizer of its own."""
     checkpoint = pretrained.place(run.reward_model, pretrained.REWARD_MODEL)
-    if checkpoint:
-        return pretrained.load_reward_model(checkpoint)
-    return pair_reward_model(run.documents, run.pairs, seed)
+    if not checkpoint:
+        return pair_reward_model(run.documents, run.pairs, seed)
+    judge = pretrained.load_reward_model(checkpoint)
+    judge.model.to(pretrained.device())
+    return judge
 
 
 @reads("$HH_RLHF_DIR")
@@ -915,12 +920,15 @@ def tutorial_data(run: TutorialRun, seed: int) -> tuple[list[str], list[dict]]:
     """The instructions to train on, and held-out rows: instruction, prompt, chosen and rejected.
 
     Of each dialogue the tutorial takes what the Human said first, if it is short, and of all dialogues the first that
-    pass. An instruction that is trained on is not held out.
+    pass; there may be fewer than were asked for. An instruction that is trained on is not held out.
     """
     data, _ = tutorial_preferences(run, seed)
     asked = instructions.short_instructions(data["train"]["prompt"])[: run.prompts]
-    rows = [row | {"instruction": instructions.first_instruction(row["prompt"])} for row in data["test"]]
-    rows = [row for row in rows if instructions.is_short(row["instruction"]) and row["instruction"] not in set(asked)]
+    rows, known = (
+        [row | {"instruction": instructions.first_instruction(row["prompt"])} for row in data["test"]],
+        set(asked),
+    )
+    rows = [row for row in rows if instructions.is_short(row["instruction"]) and row["instruction"] not in known]
     return asked, rows[: run.test_prompts]
 
 
@@ -930,9 +938,10 @@ def tutorial_run(run: TutorialRun, seed: int):
     policy, tokenizer = tutorial_policy(run, seed)
     asked, _ = tutorial_data(run, seed)
     reward, rng = tutorial_reward_model(run, seed), random.Random(f"lengths-{seed}")
-    trainer = PPO(policy, copy.deepcopy(policy), tutorial_config(run), tokenizer, seed)
+    config = replace(tutorial_config(run), updates=len(asked) // TUTORIAL_BATCH)
+    trainer = PPO(policy, copy.deepcopy(policy), config, tokenizer, seed)
     steps = []
-    for update in tqdm(range(trainer.config.updates), desc="PPO", leave=False):
+    for update in tqdm(range(config.updates), desc="PPO", leave=False):
         batch = asked[update * TUTORIAL_BATCH : (update + 1) * TUTORIAL_BATCH]
         queries = [tokenizer(instructions.template(instruction))["input_ids"] for instruction in batch]
         responses = [response[: rng.randint(*run.lengths)] for response in trainer.generate(queries)]
@@ -943,14 +952,15 @@ def tutorial_run(run: TutorialRun, seed: int):
 
 @recipe(save=save_json, load=load_json)
 def tutorial_answers(run: TutorialRun, policy: str, max_new_tokens: int, seed: int) -> dict:
-    """One answer to each held-out instruction, by the policy "before" PPO, "after" it, or after fine-tuning on
-    "rejected" answers.
+    """One answer to each held-out instruction, by the policy "before" PPO, "after" it, or instead `taught` whole
+    dialogues with "chosen" or "rejected" answers.
 
     Returns lists (N,): the `answers`, their `score` by the reward model, `kl`, the log-ratio to the policy before in
     nats, `length` in tokens without the end key, `ended`, whether the end key came in time, and in the miniature world
     `gold`, the true helpfulness.
     """
-    model, (reference, tokenizer) = _tutorial_stage(run, policy, seed), tutorial_policy(run, seed)
+    reference, tokenizer = tutorial_policy(run, seed)
+    model = _tutorial_stage(run, policy, seed).to(reference.device)
     return _judged(model, reference, tokenizer, tutorial_reward_model(run, seed), run, max_new_tokens, seed)
 
 
@@ -977,8 +987,8 @@ def tutorial_perplexity(run: TutorialRun, policy: str, seed: int) -> dict[str, f
     """Nats a token that a policy (see `tutorial_answers`) needs for the `chosen` held-out dialogues: for the `whole`
     text as the tutorial has it, for the part up to the last "Assistant:" (`asking`) and for the answer after it
     (`answering`); and for the answers of one-turn dialogues in the template that it was trained on (`template`)."""
-    model, (_, tokenizer) = _tutorial_stage(run, policy, seed), tutorial_policy(run, seed)
-    rows = tutorial_data(run, seed)[1]
+    before, tokenizer = tutorial_policy(run, seed)
+    model, (_, rows) = _tutorial_stage(run, policy, seed).to(before.device), tutorial_data(run, seed)
     dialogues = [(row["prompt"], row["chosen"]) for row in rows]
     parts = language_model.log_probabilities_of_parts(model, tokenizer, dialogues, TUTORIAL_READ)
     (asking, asked), (answering, answered) = parts
@@ -992,22 +1002,22 @@ def tutorial_perplexity(run: TutorialRun, policy: str, seed: int) -> dict[str, f
 
 
 @recipe(save=language_model.save, load=pretrained.load_model)
-def taught_by_rejected(run: TutorialRun, seed: int):
-    """The tutorial's first policy fine-tuned on whole dialogues that end with the *rejected* answer, a sixth as many as
-    PPO has prompts."""
+def taught(run: TutorialRun, side: str, seed: int):
+    """The tutorial's first policy fine-tuned on whole dialogues that end with the "chosen" or the "rejected" answer, a
+    sixth as many as PPO has prompts."""
     policy, tokenizer = tutorial_policy(run, seed)
     data, _ = tutorial_preferences(run, seed)
-    texts = [("", row["prompt"] + row["rejected"]) for row in data["train"].select(range(run.prompts // 6))]
+    texts = [("", row["prompt"] + row[side]) for row in islice(data["train"], run.prompts // 6)]
     config = sft.SFTConfig(epochs=1, batch_size=TUTORIAL_READ, learning_rate=run.learning_rate)
     sft.train(policy, tokenizer, texts, config, seed)
     return policy
 
 
 def _tutorial_stage(run: TutorialRun, policy: str, seed: int):
-    """The policy "before" PPO, "after" it, or after fine-tuning on "rejected" answers."""
+    """The policy "before" PPO, "after" it, or `taught` "chosen" or "rejected" answers."""
     if policy == "after":
         return tutorial_run(run, seed)[0]
-    return taught_by_rejected(run, seed) if policy == "rejected" else tutorial_policy(run, seed)[0]
+    return tutorial_policy(run, seed)[0] if policy == "before" else taught(run, policy, seed)
 
 
 @recipe(save=save_json, load=load_json)
@@ -1048,8 +1058,8 @@ def library_run(method: str, run: TutorialRun, tokens: int, seed: int) -> dict:
     reference, (asked, _) = copy.deepcopy(policy), tutorial_data(run, seed)
     log, spent = {}, 0
     if method in ("rloo", "grpo"):
-        learn = {"rloo": library.rloo, "grpo": library.grpo}[method]
-        log = learn(policy, reference, tokenizer, asked, judge, library.OnlineConfig(kl_coef=KL_COEF), tokens, seed)
+        learn, config = {"rloo": (library.rloo, library.OnlineConfig()), "grpo": (library.grpo, library.GRPO)}[method]
+        log = learn(policy, reference, tokenizer, asked, judge, replace(config, kl_coef=KL_COEF), tokens, seed)
         spent = log.pop("tokens")
     elif method in ("dpo", "dpo_mean"):
         found = library_pairs(run, tokens, seed)

@@ -14,8 +14,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_lab import ROOT, book, checkpoints, notebook_files
+from rlhf_lab import ROOT, book, checkpoints, notebook_files, pretrained
 from rlhf_lab.__main__ import main
+from rlhf_lab.profiles import Profile
 
 PARAMETERS = """
 # %% tags=["parameters"]
@@ -32,13 +33,14 @@ class Toy:
         self.entries = []
         (root / "profiles.toml").write_text("[smoke]\nsize = 1\n[laptop]\nsize = 2\n[gpu]\nsize = 3\n")
 
-    def add(self, name, *cells, part=0, needs=(), parameters=PARAMETERS, limit=60):
+    def add(self, name, *cells, part=0, needs=(), parameters=PARAMETERS, limit=60, **fields):
         count = f'# %%\nfrom pathlib import Path\nopen("../{name}.count", "a").write("x")\n'
         cells = "\n\n".join("# %%\n" + textwrap.dedent(cell).strip() for cell in cells)
         (self.root / "notebooks").mkdir(exist_ok=True)
         self.source(name).write_text(f"# %% [markdown]\n# # Title\n{parameters}\n{count}\n{cells}\n")
         entry = {"name": name, "part": part, "title": "T", "question": "Q?", "needs": list(needs)}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in (entry | {"limit_seconds": limit}).items()]
+        entry |= {"limit_seconds": limit} | fields
+        lines = [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
         self.entries.append("\n".join(["[[notebook]]", *lines, "budget_seconds = { smoke = 1, laptop = 120 }"]))
         (self.root / "book.toml").write_text("\n\n".join(self.entries))
 
@@ -64,7 +66,8 @@ class Toy:
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HH_RLHF_DIR", raising=False)
+    for folder in ("HH_RLHF_DIR", *book.MODEL_FOLDERS):
+        monkeypatch.delenv(folder, raising=False)
     return Toy(tmp_path)
 
 
@@ -104,10 +107,44 @@ def test_what_else_makes_a_notebook_run_again(toy, monkeypatch):
     monkeypatch.setenv("HH_RLHF_DIR", str(real))
     (real / "test.jsonl.gz").write_text("pair")
     seen.append(digest())
+    for folder in book.MODEL_FOLDERS:  # two models of one size are two
+        monkeypatch.setenv(folder, str(toy.root / folder))
+        (toy.root / folder).mkdir()
+        for weights in ("good", "best"):
+            (toy.root / folder / "model.safetensors").write_text(weights)
+            seen.append(digest())
     assert len(set(seen)) == len(seen)
     (toy.root / "rlhf_lab" / "other.py").write_text("b = 1")
     (toy.root / "rlhf_lab" / "__init__.py").write_text('__version__ = "2"')
     assert digest() == seen[-1]
+
+
+def test_folders_named_from_here_are_found_from_the_folder_of_the_notebooks(toy, monkeypatch):
+    monkeypatch.chdir(toy.root)
+    names = ("HH_RLHF_DIR", "DLITE_DIR", "REWARD_MODEL_DIR", "RLHF_LAB_CACHE")
+    for name in names:
+        monkeypatch.setenv(name, f"here/{name}")
+    toy.add("00_a", f"import os\nprint([os.environ[name] for name in {names}])")
+    assert toy.run() == 0
+    assert toy.executed("00_a").cells[-1].outputs[0].text == f"{[str(toy.root / 'here' / name) for name in names]}\n"
+
+
+def test_models_from_elsewhere_are_looked_for_before_anything_runs(toy, monkeypatch):
+    assert book.MODEL_FOLDERS == (pretrained.POLICY, pretrained.REWARD_MODEL)
+    asked = []
+
+    def check(profile):
+        asked.append(profile)
+        raise pretrained.CheckpointError("They are not there.")
+
+    monkeypatch.setattr(pretrained, "check", check)
+    toy.add("00_a")
+    toy.add("40_b", part=4, models_from_elsewhere=True)
+    for wanted in ((), ("40",)):
+        with pytest.raises(pretrained.CheckpointError, match="^They are not there.$"):
+            toy.run(*wanted)
+    assert asked == [Profile.load("smoke")] * 2 and toy.runs("00_a") == toy.runs("40_b") == 0
+    assert toy.run("00") == 0 and len(asked) == 2 and toy.runs("00_a") == 1
 
 
 def test_a_failing_cell_stops_the_book_and_is_shown(toy, capsys):

@@ -24,6 +24,7 @@ from rlhf_lab.language_model import (
     RESERVED,
     encode,
     length_batches,
+    log_probabilities_of_parts,
     new_model,
     next_token_logits,
     pad_right,
@@ -302,6 +303,45 @@ def test_perplexity_of_a_uniform_model_is_the_size_of_its_vocabulary(tokenizer):
     model = tiny_model()
     torch.nn.init.zeros_(model.lm_head.weight)
     assert perplexity(model, tokenizer, [("", TEXTS[1][:40]), ("Add", " 3 eggs")]) == pytest.approx(360, rel=1e-5)
+
+
+# --- the parts of a text ---
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_the_parts_of_texts_by_brute_force(model, tokenizer, batch_size):
+    """Token by token: all but a text's first are predicted, by whatever stands before; the second text loses its end,
+    and the third all of its second part."""
+    texts = [
+        ("Add", " 3 eggs and 250 g of flour."),
+        ("Boil it. " * 8, 2 * TEXTS[0]),
+        (3 * TEXTS[2], " Yes."),
+        ("", "No end."),
+    ]
+    expected = [[0.0, 0], [0.0, 0]]
+    lengths = []
+    for prompt, response in texts:
+        first = tokenizer(prompt)["input_ids"]
+        ids = first + tokenizer(response)["input_ids"]
+        lengths.append((len(first), len(ids)))
+        kept = ids[: model.config.n_positions]
+        for place, value in enumerate(full_forward(model, kept[:1], kept[1:]).tolist(), start=1):
+            part = expected[place >= len(first)]
+            part[0] += value
+            part[1] += 1
+    context = model.config.n_positions
+    assert lengths[1][0] < context < lengths[1][1] and lengths[2][0] > context and lengths[3][0] == 0
+    found = log_probabilities_of_parts(model, tokenizer, texts, batch_size)
+    for (total, count), (its_sum, its_count) in zip(found, expected, strict=True):
+        assert total == pytest.approx(its_sum, rel=1e-5) and count == its_count > 20
+
+
+def test_the_parts_of_a_text_and_its_end_token_make_up_its_perplexity(model, tokenizer):
+    text = "Add 3 eggs and 1-2 spoons of sugar."
+    (_, none), (total, count) = log_probabilities_of_parts(model, tokenizer, [("", text)])
+    end = full_forward(model, tokenizer(text)["input_ids"], [tokenizer.eos_token_id]).item()
+    expected = perplexity(model, tokenizer, [("", text)])
+    assert none == 0 and math.exp(-(total + end) / (count + 1)) == pytest.approx(expected, rel=1e-5)
 
 
 # --- encode ---

@@ -29,6 +29,7 @@ PAIRS = [
     {"prompt": prompt, "chosen": answer, "rejected": other}
     for (prompt, answer), other in zip(EXAMPLES, ["Ask mother.", "", "A dog needs no name at all.", "No."], strict=True)
 ]
+ANSWERS_OF = instructions.answers  # before a test looks on
 CLOSE = {"rel": 1e-4, "abs": 1e-6}
 
 
@@ -56,7 +57,7 @@ def tiny(seed: int) -> GPT2LMHeadModel:
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     model = GPT2LMHeadModel(GPT2Config(**sizes, **dropout, pad_token_id=0, bos_token_id=1, eos_token_id=1))
     model.transformer.ln_f.bias.data[0] = 1.0
-    model.transformer.wte.weight.data[8, 0] = 4.5  # the end key's
+    model.transformer.wte.weight.data[[8, 1], 0] = torch.tensor([4.5, 3.5])  # the end key's, and the other's
     return model.eval()
 
 
@@ -65,7 +66,7 @@ def same_weights(model, other) -> bool:
 
 
 def assert_same_function(model, other) -> None:
-    """Weights may differ: where a gradient is zero but for rounding, as that of the keys' bias, Adam moves at random."""
+    """Weights may differ: where a gradient is zero but for rounding (the keys' bias), Adam moves at random."""
     text = torch.arange(9, 60)[None]
     torch.testing.assert_close(model(text).logits, other(text).logits, rtol=0, atol=1e-3)
 
@@ -74,7 +75,7 @@ def assert_same_function(model, other) -> None:
 
 
 def test_fine_tuning_is_ours_where_a_batch_is_all_there_is(policy, tokenizer):
-    ours, config = copy.deepcopy(policy), sft.SFTConfig(epochs=4, batch_size=4, learning_rate=1e-2, weight_decay=0.1)
+    ours, config = copy.deepcopy(policy), sft.SFTConfig(epochs=4, batch_size=4, learning_rate=1e-3, weight_decay=0.1)
     expected = sft.train(ours, tokenizer, EXAMPLES, config, seed=0)
     assert library.fine_tune(policy, tokenizer, EXAMPLES, config, seed=0) == pytest.approx(expected, **CLOSE)
     assert_same_function(policy, ours)
@@ -94,7 +95,7 @@ def test_the_first_loss_is_the_mean_over_answers_and_one_end_key_each(policy, to
 
 def test_fitting_a_reward_model_is_ours_where_a_batch_is_all_there_is(policy, tokenizer):
     model = reward_model.from_language_model(policy, seed=0)
-    ours, config = copy.deepcopy(model), reward_model.RewardModelConfig(epochs=4, batch_size=4, learning_rate=1e-2)
+    ours, config = copy.deepcopy(model), reward_model.RewardModelConfig(epochs=4, batch_size=4, learning_rate=1e-3)
     chosen, rejected = (
         reward_model.score(model, tokenizer, [pair["prompt"] for pair in PAIRS], [pair[side] for pair in PAIRS])
         for side in ("chosen", "rejected")
@@ -145,7 +146,7 @@ def test_dpo_is_ours_where_a_batch_is_all_there_is(policy, reference, tokenizer,
     for name in ["loss"] if mean else logs:  # TRL logs rewards of sums also where it learns from means
         assert logs[name] == pytest.approx(expected[name], **CLOSE), name
     assert_same_function(policy, ours)
-    assert same_weights(reference, before)
+    assert same_weights(reference, before) and "forward" not in vars(reference)
 
 
 # --- learning from answers ---
@@ -155,20 +156,22 @@ class Run:
     """One call of a method, and what was seen of it: the tokens of each step's answers, and what the reward got."""
 
     def __init__(self, monkeypatch, method, policy, reference, tokenizer, tokens: int, **options):
-        self.ids, self.seen, decode = [], [], instructions.answers
+        self.ids, self.seen, self.rewards = [], [], []
         config = library.OnlineConfig(**{"answers": 8, "group": 4, "max_new_tokens": 8} | options)
 
         def answers(tokenizer, responses):
             self.ids.append(responses)
-            return decode(tokenizer, responses)
+            return ANSWERS_OF(tokenizer, responses)
 
         def reward(asked, texts):
             self.seen.append((asked, texts))
-            return [len(text) / 10 - (asked == "Why?") for asked, text in zip(asked, texts, strict=True)]
+            self.rewards.append(
+                [len(text) / 10 - (question == "Why?") for question, text in zip(*self.seen[-1], strict=True)]
+            )
+            return self.rewards[-1]
 
         monkeypatch.setattr(library.instructions, "answers", answers)
         self.logs = method(policy, reference, tokenizer, ASKED, reward, config, tokens, 0)
-        self.rewards = [torch.tensor([reward([a], [t])[0] for a, t in zip(*step, strict=True)]) for step in self.seen]
 
 
 @pytest.fixture
@@ -181,6 +184,14 @@ def run(monkeypatch, tokenizer):
 METHODS = pytest.mark.parametrize("method", [library.rloo, library.grpo])
 
 
+def forgetful(model):
+    """The model with dropout, which every answer and every step has to do without."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    return model
+
+
 def first_step(run, policy, reference, tokenizer):
     """Log-probabilities (B, R) of the first answers by the policy that drew them, with gradients, and the reference;
     the mask (B, R) and the rewards (B,)."""
@@ -188,7 +199,7 @@ def first_step(run, policy, reference, tokenizer):
     assert len(set(map(len, prompts))) > 1, "or nothing is padded"
     values, mask = response_log_probabilities(policy, prompts, run.ids[0])
     with torch.no_grad():
-        return values, response_log_probabilities(reference, prompts, run.ids[0])[0], mask, run.rewards[0]
+        return values, response_log_probabilities(reference, prompts, run.ids[0])[0], mask, torch.tensor(run.rewards[0])
 
 
 def gradient_norm(loss, model) -> float:
@@ -197,7 +208,7 @@ def gradient_norm(loss, model) -> float:
 
 def test_a_step_of_rloo_is_the_one_that_its_formula_says(run, policy, reference, tokenizer):
     before = copy.deepcopy(policy)
-    result = run(library.rloo, policy, reference, tokens=1, kl_coef=0.3)
+    result = run(library.rloo, forgetful(policy), forgetful(reference), tokens=1, kl_coef=0.3)
     values, anchors, mask, rewards = first_step(result, before, reference, tokenizer)
     ratios = (values.detach() - anchors).sum(dim=1)  # (B,)
     advantages = leave_one_out_advantages(rewards - 0.3 * ratios, 4)
@@ -209,7 +220,7 @@ def test_a_step_of_rloo_is_the_one_that_its_formula_says(run, policy, reference,
 
 def test_a_step_of_grpo_is_the_one_that_its_formula_says(run, policy, reference, tokenizer):
     before = copy.deepcopy(policy)
-    result = run(library.grpo, policy, reference, tokens=1, kl_coef=0.3)
+    result = run(library.grpo, forgetful(policy), forgetful(reference), tokens=1, kl_coef=0.3)
     values, anchors, mask, rewards = first_step(result, before, reference, tokenizer)
     groups = rewards.view(-1, 4)
     advantages = ((groups - groups.mean(dim=1, keepdim=True)) / (groups.std(dim=1, keepdim=True) + 1e-4)).view(-1, 1)
@@ -240,6 +251,20 @@ def test_an_answer_ends_at_the_end_key_or_at_the_limit_and_nowhere_else(run, pol
     assert any(1 in answer[:-1] for answer in answers), "the token that ends texts of the model itself"
     ended = [sum(answer[-1] == end for answer in step) / 8 for step in result.ids]
     assert result.logs["ended"] == pytest.approx(ended) and 0 < sum(ended) < len(ended)
+
+
+@METHODS
+def test_answers_are_drawn_from_the_whole_distribution(run, policy, reference, tokenizer, method):
+    result = run(method, policy, copy.deepcopy(policy), tokens=300, learning_rate=0.0)
+    drawn = [
+        pair for step, (asked, _) in zip(result.ids, result.seen, strict=True) for pair in zip(asked, step, strict=True)
+    ]
+    ids = tokenizer([instructions.template(asked) for asked, _ in drawn])["input_ids"]
+    log_probs, mask = response_log_probabilities(policy, ids, [answer for _, answer in drawn])
+    entropy = sum(result.logs["entropy"]) / len(result.logs["entropy"])
+    surprise = -log_probs.sum() / mask.sum()  # nats a token; its mean over draws from the policy is the entropy
+    error = log_probs[mask.bool()].std() / mask.sum().sqrt()
+    assert surprise.item() == pytest.approx(entropy, abs=4 * error.item())
 
 
 @METHODS
@@ -283,23 +308,54 @@ def test_too_few_instructions_for_a_step_are_refused(policy, reference, tokenize
         library.rloo(policy, reference, tokenizer, ASKED, lambda *_: [], library.OnlineConfig(), 100, 0)
 
 
+def test_a_run_without_a_reference_is_refused(policy, reference, tokenizer):
+    config = library.OnlineConfig(kl_coef=0.0, answers=8)
+    with pytest.raises(ValueError, match="kl_coef = 0.0 must be above 0"):
+        library.grpo(policy, reference, tokenizer, ASKED, lambda *_: [], config, 100, 0)
+
+
 # --- traces ---
 
 
+LOGGERS = "trl", "transformers", "accelerate", "datasets"
+
+
+class Heard(logging.Handler):
+    """Remembers what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def heard():
+    handler = Heard()
+    for name in LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+    yield handler.messages
+    for name in LOGGERS:
+        logging.getLogger(name).removeHandler(handler)
+
+
 def state() -> dict:
-    names = "trl", "transformers", "accelerate", "datasets"
     return {
         "torch": torch.get_rng_state().tolist(),
         "numpy": [part.tolist() if hasattr(part, "tolist") else part for part in np.random.get_state()],
         "python": random.getstate(),
         "environment": dict(os.environ),
-        "levels": [logging.getLogger(name).level for name in names],
+        "levels": [logging.getLogger(name).level for name in LOGGERS],
         "bars": (datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()),
         "threads": torch.get_num_threads(),
     }
 
 
-def test_nothing_is_left_behind_and_nobody_is_told(run, policy, reference, tokenizer, tmp_path, monkeypatch, capfd):
+def test_nothing_is_left_behind_and_nobody_is_told(
+    run, policy, reference, tokenizer, heard, tmp_path, monkeypatch, capfd
+):
     import trl  # noqa: F401 (what its import changes is not what a run changes)
 
     places = [tmp_path / name for name in ("here", "temporary")]
@@ -312,15 +368,14 @@ def test_nothing_is_left_behind_and_nobody_is_told(run, policy, reference, token
     monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(_telemetry, "_start_telemetry_thread", lambda: None)
     monkeypatch.setattr(_telemetry, "_TELEMETRY_QUEUE", type("Queue", (), {"put": staticmethod(told.append)}))
+    judge = reward_model.from_language_model(policy, seed=0)
     before = state()
     capfd.readouterr()
     library.fine_tune(copy.deepcopy(policy), tokenizer, EXAMPLES, sft.SFTConfig(epochs=1), seed=3)
-    library.fit_reward_model(
-        reward_model.from_language_model(policy, 0), tokenizer, PAIRS, reward_model.RewardModelConfig(), seed=3
-    )
+    library.fit_reward_model(judge, tokenizer, PAIRS, reward_model.RewardModelConfig(), seed=3)
     library.dpo(copy.deepcopy(policy), reference, tokenizer, PAIRS, dpo.DPOConfig(), seed=3)
     run(library.rloo, policy, reference, tokens=1)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "") and not heard
     assert state() == before
     assert [list(place.rglob("*")) for place in places] == [[], []] and not told
 

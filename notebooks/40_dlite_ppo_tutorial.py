@@ -335,8 +335,8 @@ else:
         better([found["over_refusal"] for found in sane], [found["over_rejected"] for found in sane]),
         expect="better",
         text={
-            "better": "To tell help from a refusal is the easier test: {sanity.over_refusal} are right, of two attempts to "
-            "help {accuracy.reward_model.held_out}; the difference is {difference}.",
+            "better": "To tell help from a refusal is the easier test: {sanity.over_refusal} are right, of two attempts "
+            "to help {accuracy.reward_model.held_out}; the difference is {difference}.",
             "inconclusive": "Whether a refusal is the easier test is inconclusive: {difference}.",
             "worse": "To tell help from a refusal is the harder test: {difference}.",
         },
@@ -443,7 +443,7 @@ settings = {
     "epochs on a batch, each one step": ("4", config.epochs),
     "order of the prompts": ("shuffled by its loader", "as they stand"),
     "learning rate": ("1.41e-5, constant", f"{config.learning_rate:g}, falling to zero"),
-    "that of the value head": ("one rate for all", "the same" * (config.value_learning_rate == config.learning_rate)),
+    "that of the value head": ("one rate for all", f"{config.value_learning_rate:g}, the same"),
     "Adam's betas": (".9, .999", ".9, .95"),
     "KL coefficient at first, then adaptive": ("0.2", config.kl_coef),
     "target of the KL (nats), horizon (episodes)": ("6, 10,000", f"{config.kl_target:g}, {config.kl_horizon:,}"),
@@ -465,9 +465,9 @@ Markdown("\n".join(["| | the tutorial (TRL 0.9.6) | here |", "|---|---|---|", *r
 # A model a thousandth of DLite's size wants a larger learning rate; ours was chosen with other seeds. The falling rate
 # halves the way that all steps together can go. The other differences are those of the trainer.
 #
-# Now the whole run, twice for each seed: with 16 tokens, as the tutorial has it, and with *lengths drawn at random* from
-# 8 to 48 for each response. Two more policies take no part in PPO. One is fine-tuned on whole dialogues that end with
-# the answer that people **rejected**, and will serve as a test of the tutorial's metrics: no metric of helpfulness
+# Now the whole run, twice for each seed: with 16 tokens, as the tutorial has it, and with *lengths drawn at random*
+# from 8 to 48 for each response. Two more policies take no part in PPO. One is fine-tuned on whole dialogues that end
+# with the answer that people **rejected**, and will serve as a test of the tutorial's metrics: no metric of helpfulness
 # should like it. The policy that was taught *chosen* dialogues, as many of them, is the control: what both taught
 # policies share is the format, what differs between them is the answers.
 
@@ -665,8 +665,8 @@ results.table(f"held_out.wins.{FEW}", f"held_out.wins.{MANY}")
 #   that begins better should be better. A trial with another seed said the opposite of gold, so now we expect *worse*
 #   (where gold is known; elsewhere, by the score, still *better*: in that trial the score of full answers rose while
 #   gold fell).
-# - Where gold is known: *the score of full answers rises while gold falls* if, at 64 tokens, the interval of after minus
-#   before lies above zero for the score and below zero for gold; expected since that trial.
+# - Where gold is known: *the score of full answers rises while gold falls* if, at 64 tokens, the interval of after
+#   minus before lies above zero for the score and below zero for gold; expected since that trial.
 # - Practice on 16 tokens *teaches not to end* if fewer answers end within 64 tokens after it; expected since that
 #   trial.
 # - *Random lengths help full answers* if, at 64 tokens, answers after PPO with random lengths are better than after PPO
@@ -754,9 +754,9 @@ results.state(
         "worse": f"Lengths from 8 to 48 tokens make full answers worse than 16 tokens do: {{difference}} {UNIT}.",
     },
 )
-short = ["ppo_raises_reward_model_score", *["gold_rises_with_it"][: int(GOLD)]]
-full = ["gain_carries_to_full_answers", *["score_of_full_answers_rises_while_gold_falls"][: int(GOLD)]]
-results.show(*short, *full, "sixteen_tokens_teach_not_to_end", "random_lengths_help_full_answers")
+of_gold = ["gold_rises_with_it", "score_of_full_answers_rises_while_gold_falls"] if GOLD else []
+judged = ["ppo_raises_reward_model_score", "gain_carries_to_full_answers", *of_gold]
+results.show(*judged, "sixteen_tokens_teach_not_to_end", "random_lengths_help_full_answers")
 
 # %% [markdown]
 # Look at the rows for 64 tokens again: score, length, the share that ended, and where it is known, gold. *If* practice
@@ -800,11 +800,11 @@ ranked = sorted(batch, key=lambda i: -found[SHORT, 0]["after", FEW]["score"][i])
 side_by_side(ranked[:5])
 
 # %% [markdown]
-# The second table is the one that readers of the tutorial see. (Both policies draw with the same random numbers, so many
-# pairs begin alike, and picking does less here than in the numbers below, where the answers are drawn anew.) But how
-# would it look if nothing had been learned? Suppose scores before and after were two independent draws from the same
-# normal distribution with variance one. Then the five best of sixteen "after" lie, on average, a little more than one
-# above the mean, and their partners "before" at the mean.
+# The second table is the one that readers of the tutorial see. (Both policies draw with the same random numbers, so
+# many pairs begin alike, and picking does less here than in the numbers below, where the answers are drawn anew.) But
+# how would it look if nothing had been learned? Suppose scores before and after were two independent draws from the
+# same normal distribution with variance one. Then the five best of sixteen "after" lie, on average, a little more than
+# one above the mean, and their partners "before" at the mean.
 #
 # > **Predict.** What is the mean "gain" of the picked five between two answers of the *same* policy?
 
@@ -897,9 +897,9 @@ assert np.isclose(log_probs.sum().item(), asking + answering, rtol=1e-3)
 # In this sum everything before the answer counts like the answer. And the policy has been taught another format than
 # the one in which it is read here: `### Instruction:` and `### Response:`, not `Human:` and `Assistant:`. So we take
 # the number apart. Beside the *whole* text stand the part up to the answer (*asking*), the *answer* in the dialogue's
-# format, and the answers of one-turn dialogues *in the template*, which is what the policy is for. The asking part holds
-# what the human said, the labels of the turns, and in longer dialogues the assistant's earlier answers, which are the
-# same on the chosen and on the rejected side. And beside the policies before and after PPO stand the two that were
+# format, and the answers of one-turn dialogues *in the template*, which is what the policy is for. The asking part
+# holds what the human said, the labels of the turns, and in longer dialogues the assistant's earlier answers, which are
+# the same on the chosen and on the rejected side. And beside the policies before and after PPO stand the two that were
 # fine-tuned on dialogues as they are in the data.
 #
 # > **Predict.** Which of the five policies has the lowest perplexity on whole dialogues whose answer people chose?
@@ -955,7 +955,7 @@ results.number(f"control.{WORTH}", t_interval(control), f"{WORTH} within 64 toke
 results.table("control.perplexity", f"control.{WORTH}")
 
 # %% [markdown]
-# The rule: The perplexity of whole dialogues *misleads* if by it the policy that was taught rejected answers beats the
+# The rule: the perplexity of whole dialogues *misleads* if by it the policy that was taught rejected answers beats the
 # one after PPO with random lengths, while the latter's answers to held-out instructions are scored higher, and, where
 # gold is known, are truly better, within 16 tokens and within 64. (A trial with another seed showed that PPO with 16
 # tokens would not do here: it spoils whole answers.) Intervals of all these differences lie above zero. We expect it to
@@ -991,24 +991,24 @@ results.show("whole_dialogue_perplexity_misleads")
 
 # %%
 bars = {"perplexity of\nwhole dialogues": {key: perplexity[key, "whole"] for key in POLICIES}}
-bars["score above before, 64 tokens\n(log-odds)"] = {key: held(key, MANY, "score") - ZERO[MANY] for key in POLICIES}
-bars |= {"gold, 64 tokens\n(points)": {key: held(key, MANY, "gold") for key in POLICIES}} if GOLD else {}
-names = ["before\nPPO", "PPO,\n16", "PPO,\nrandom", "taught\nrejected", "taught\nchosen"]
-figure, axes = plt.subplots(1, len(bars), figsize=(3.3 * len(bars), 3.0))
+bars["score above before,\n64 tokens (log-odds)"] = {key: held(key, MANY, "score") - ZERO[MANY] for key in POLICIES}
+bars |= {"gold, 64 tokens (points)": {key: held(key, MANY, "gold") for key in POLICIES}} if GOLD else {}
+names = ["before", "PPO, 16", "PPO, random", "taught rejected", "taught chosen"]
+figure, axes = plt.subplots(1, len(bars), figsize=(2.9 * len(bars), 3.4))
 words = []
 for axis, (label, of) in zip(axes, bars.items(), strict=True):
     plots.interval_bars(axis, names, [t_interval(values) for values in of.values()])
     axis.set_ylabel(label)
-    axis.tick_params(axis="x", labelsize=8)
+    axis.tick_params(axis="x", labelsize=9, labelrotation=90)
     values = ", ".join(f"{POLICIES[key][2]} {values.mean():.2f}" for key, values in of.items())
     words.append(f"{' '.join(label.split())}: {values}")
 figure.tight_layout()
 plots.show(figure, f"Bars for five policies, means over seeds ({seeds}). {'; '.join(words)}.", name="dlite_perplexity")
 
 # %% [markdown]
-# Why? Compare the columns of the table. `perplexity.gap_asking` is the share of the gap between the policy after PPO with
-# random lengths and the one that was taught rejected answers, in nats on whole dialogues, that comes from the *asking
-# part*. A share above one means that on the answers themselves the order is the reverse. Whoever has been shown
+# Why? Compare the columns of the table. `perplexity.gap_asking` is the share of the gap between the policy after PPO
+# with random lengths and the one that was taught rejected answers, in nats on whole dialogues, that comes from the
+# *asking part*. A share above one means that on the answers themselves the order is the reverse. Whoever has been shown
 # dialogues has learned how people ask in them, and that a turn opens with `Human:`. How much the answers at their ends
 # add to that, or take away, is what the control says. The column *in the template* is the one that is about answers,
 # and even that is about foreseeing the answers that people chose, and not about giving good ones.
@@ -1033,8 +1033,8 @@ assert np.isclose(1 - new / old, reported("dlite.reduction").value, atol=5e-4)
 # %% [markdown]
 # ## 11. Slips that need not crash
 #
-# Three mistakes of the tutorial's code change what the reward model or the policy reads, and need not raise an error. We
-# make each of them, on answers of the policy before PPO.
+# Three mistakes of the tutorial's code change what the reward model or the policy reads, and need not raise an error.
+# We make each of them, on answers of the policy before PPO.
 #
 # **The last 16 tokens.** `generate` returns query and response in one row, and the tutorial takes the last 16 tokens of
 # it as the response. An answer that ends early is shorter, and then the slice begins in the *prompt*. By hand, with
@@ -1242,8 +1242,8 @@ results.show()
 #
 # <details><summary>Hint</summary>
 #
-# In `picked`, sort by `after[rows] - before[rows]`. The assertion below it then fails: what is the new number, and why is
-# it $\sqrt 2$ times the old one?
+# In `picked`, sort by `after[rows] - before[rows]`. The assertion below it then fails: what is the new number, and why
+# is it $\sqrt 2$ times the old one?
 #
 # </details>
 #
@@ -1255,8 +1255,8 @@ results.show()
 #
 # </details>
 #
-# **5.** Fine-tune the policy on dialogues whose last answers were *dealt out at random* among the dialogues, and add it to
-# the table of section 10. In which columns do you expect it near the two taught policies, and in which not?
+# **5.** Fine-tune the policy on dialogues whose last answers were *dealt out at random* among the dialogues, and add it
+# to the table of section 10. In which columns do you expect it near the two taught policies, and in which not?
 #
 # <details><summary>Hint</summary>
 #
@@ -1268,8 +1268,8 @@ results.show()
 # <details><summary>Answer</summary>
 #
 # Near them on the *asking* part, which is the same text as before. On the *answer* expect it behind: it has seen how
-# answers sound, and that they have nothing to do with the question. How much of that shows in the *whole* depends on the
-# weight of the asking part (`perplexity.asking_tokens`), and that is the fault of the metric: it can hardly tell a
+# answers sound, and that they have nothing to do with the question. How much of that shows in the *whole* depends on
+# the weight of the asking part (`perplexity.asking_tokens`), and that is the fault of the metric: it can hardly tell a
 # policy that answers from one that talks of something else.
 #
 # </details>

@@ -1021,6 +1021,38 @@ def _tutorial_stage(run: TutorialRun, policy: str, seed: int):
 
 
 @recipe(save=save_json, load=load_json)
+def fine_tuned_by(trainer: str, rung: str, demonstrations: int, seed: int) -> dict:
+    """The base model fine-tuned on the best labelers' demonstrations in DLite's template by "ours" or by "trl".
+
+    Returns the `losses` of its steps, and `nats`, what a token of held-out demonstrations costs it.
+    """
+    model, tokenizer = base(rung)
+    tokenizer.eos_token = instructions.END
+    rows, held_out = (
+        instructions.demonstrations(best_demonstrations(demonstrations, split, seed)) for split in ("train", "test")
+    )
+    learn = {"ours": sft.train, "trl": library.fine_tune}[trainer]
+    losses = learn(model, tokenizer, rows, sft.SFTConfig(), seed)
+    nats = math.log(language_model.perplexity(model, tokenizer, held_out))
+    return {"losses": [round(loss, 4) for loss in losses], "nats": nats}
+
+
+@recipe(save=save_json, load=load_json)
+def fitted_by(trainer: str, rung: str, pairs: int, test_pairs: int, seed: int) -> dict:
+    """The base model with a head, fitted to helpful comparisons by "ours" or by "trl".
+
+    Returns the `losses` of its steps, and `right`, whether it orders each held-out pair as the labeler did.
+    """
+    model, tokenizer = base(rung)
+    judge = reward_model.from_language_model(model, seed)
+    learn = {"ours": reward_model.train, "trl": library.fit_reward_model}[trainer]
+    rows = preference_pairs("helpful", "train", pairs, seed)
+    losses = learn(judge, tokenizer, rows, reward_model.RewardModelConfig(), seed)
+    margins = reward_model.margins(judge, tokenizer, preference_pairs("helpful", "test", test_pairs, seed))
+    return {"losses": [round(loss, 4) for loss in losses], "right": [margin > 0 for margin in margins]}
+
+
+@recipe(save=save_json, load=load_json)
 def library_pairs(run: TutorialRun, tokens: int, seed: int) -> dict:
     """Two answers of the first policy to each instruction, until `tokens` are written, and which of them the reward
     model prefers, with the probability that its scores stand for. Returns `pairs`, rows of prompt, chosen and rejected
@@ -1051,8 +1083,9 @@ def library_run(method: str, run: TutorialRun, tokens: int, seed: int) -> dict:
     """The tutorial's first policy improved by one method that may generate `tokens` tokens, asked in whole answers.
 
     method: "ppo", ours; "ppo_zero", ours with a zero for each prompt (see `above_policy`); "rloo", "grpo" and "dpo",
-    TRL's; "dpo_mean", ours with mean log-probabilities; "start", nothing. Returns what `tutorial_answers` does, with
-    `log`, lists over the method's steps, and the `tokens` that it generated.
+    TRL's; "dpo_mean", ours with mean log-probabilities, and "dpo_mean_scaled" with the coefficient times the tokens of
+    a usual answer besides; "start", nothing. Returns what `tutorial_answers` does, with `log`, lists over the method's
+    steps, and the `tokens` that it generated.
     """
     (policy, tokenizer), judge = tutorial_policy(run, seed), tutorial_reward_model(run, seed)
     reference, (asked, _) = copy.deepcopy(policy), tutorial_data(run, seed)
@@ -1061,9 +1094,9 @@ def library_run(method: str, run: TutorialRun, tokens: int, seed: int) -> dict:
         learn, config = {"rloo": (library.rloo, library.OnlineConfig()), "grpo": (library.grpo, library.GRPO)}[method]
         log = learn(policy, reference, tokenizer, asked, judge, replace(config, kl_coef=KL_COEF), tokens, seed)
         spent = log.pop("tokens")
-    elif method in ("dpo", "dpo_mean"):
-        found = library_pairs(run, tokens, seed)
-        config, spent = dpo.DPOConfig(beta=KL_COEF, mean=method == "dpo_mean"), found["tokens"]
+    elif method in ("dpo", "dpo_mean", "dpo_mean_scaled"):
+        found, scale = library_pairs(run, tokens, seed), LIBRARY_EXPECTED if method == "dpo_mean_scaled" else 1
+        config, spent = dpo.DPOConfig(beta=KL_COEF * scale, mean=method != "dpo"), found["tokens"]
         learn = dpo.train if config.mean else library.dpo
         log = learn(policy, reference, tokenizer, found["pairs"], config, seed)
     elif method != "start":

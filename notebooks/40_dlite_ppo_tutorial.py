@@ -216,9 +216,9 @@ for instruction, response in zip(three, answered(policy, three, MANY, seed=40)[1
 # %% [markdown]
 # ## 4. A reward model that somebody else built
 #
-# Why should a model that judges make another one write better? To judge is easier than to write: who judges has the
-# whole answer before him and gives one number, who writes has to find, token by token, one of the few good answers
-# among very many poor ones. And people who cannot write a good answer can still say which of two is the better one, so
+# Why should a model that judges make another one write better? To judge is easier than to write: a judge has the whole
+# answer in view and gives one number, a writer has to find, token by token, one of the few good answers among very many
+# poor ones. And people who cannot write a good answer can still say which of two is the better one, so
 # there is data for it.
 #
 # The judge need not be the policy's kin. OpenAssistant's is a DeBERTa, an encoder: it reads instruction and answer in

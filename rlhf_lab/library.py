@@ -1,8 +1,8 @@
 """The library route: the trainers that TRL maintains, one function each, on settings that work on a CPU.
 
 TRL's defaults are those of a large model on a GPU, and some of its habits surprise; whatever has to be said against
-them is said here, with its reason. Optimizer and learning rate are the same as where the course trains for itself, so
-that two results differ by the method.
+them is said here, with its reason. The methods that learn from data have the optimizer and the learning rate with which
+the course trains for itself, so that two results differ by the method.
 
 A trainer rewires the model that it is given (`forward`, configuration, end tokens), sets the seeds of the whole
 process, keeps files in its output folder and reports home. So each trains a copy, in a folder that goes away, and what
@@ -66,7 +66,7 @@ class OnlineConfig:
 
 
 # Beside advantages of size one, a nat costs less than in rewards: with RLOO's learning rate, GRPO runs far away.
-GRPO = OnlineConfig(learning_rate=1e-4)
+GRPO = OnlineConfig(learning_rate=2.5e-5)
 
 
 # --- methods that learn from data ---

@@ -10,6 +10,7 @@ than the one that has sampled (https://github.com/huggingface/trl/issues/6800 sa
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ import torch
 from rlhf_lab import language_model
 
 Tokens = list[list[int]]
+
+# An affair between TRL and transformers, which renames it; every trainer would say so several times.
+warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
 
 CPU = {  # TRL's defaults are for a GPU, and leave files behind
     "use_cpu": True,

@@ -31,6 +31,17 @@ from rlhf_lab.dpo import DPOConfig
 
 Reward = Callable[[list[str], list[str]], Sequence[float]]  # instructions, answers -> one score each
 
+ON_A_CPU = {  # most of it against a default, which is made for a GPU
+    "use_cpu": True,
+    "bf16": False,  # half precision is the default; on a CPU it is slow, and never exact
+    "gradient_checkpointing": False,  # on by default; it computes everything twice to save memory
+    "dataloader_pin_memory": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
 # What TRL calls them, and we: what is logged of every step.
 FITTED = {"loss": "loss"}
 COMPARED = FITTED | {
@@ -248,7 +259,7 @@ def _improve(method, policy, reference, tokenizer, asked, reward, config: Online
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, budget.share_left)),
         )
         for model in (trainer.model, trainer.ref_model):
-            model.base_model.register_forward_pre_hook(_count_positions, with_kwargs=True)
+            count_positions(model)
         logs = _trained(trainer, policy, SAMPLED)
     logs["kl"] = [kl * length for kl, length in zip(logs["kl"], logs["length"], strict=True)]  # a token -> a response
     logs["ended"] = [1 - cut for cut in logs["ended"]]
@@ -267,12 +278,21 @@ def _sampling(config: OnlineConfig) -> dict:
     }
 
 
-def _count_positions(_model, inputs: tuple, named: dict) -> tuple:
-    """Say where the tokens of prompts that were padded on the left stand. The trainers leave that to the model, and a
-    GPT-2 then counts the pads, too: the probabilities would not be those with which the answers were drawn."""
-    if named.get("position_ids") is None:
-        named["position_ids"] = (named["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)  # (B, T)
-    return inputs, named
+def count_positions(model) -> None:
+    """Have a model count the positions of each text from its first token on, where it is not told them.
+
+    The trainers pad prompts on the left and, in TRL 1.12 to 1.16, leave the positions to the model; one with absolute
+    positions, such as GPT-2, then counts the pads, too, and the probabilities are not those with which the answers were
+    drawn (https://github.com/huggingface/trl/issues/6800 says so of their relatives).
+    """
+
+    def tell(_model, inputs: tuple, named: dict) -> tuple:
+        mask = named.get("attention_mask")  # (B, T)
+        if mask is not None and named.get("position_ids") is None:
+            named["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return inputs, named
+
+    model.base_model.register_forward_pre_hook(tell, with_kwargs=True)
 
 
 # --- what all of them need ---
@@ -280,20 +300,13 @@ def _count_positions(_model, inputs: tuple, named: dict) -> tuple:
 
 def _settings(folder: Path, model, seed: int, learning_rate: float, max_gradient_norm: float, batch_size: int) -> dict:
     """What every trainer is told; most of it against a default."""
-    return {
+    return ON_A_CPU | {
         "output_dir": str(folder / "output"),
         "seed": seed,
         "learning_rate": learning_rate,
         "max_grad_norm": max_gradient_norm,
         "per_device_train_batch_size": batch_size,
         "use_cpu": model.device.type == "cpu",
-        "bf16": False,  # half precision is the default; on a CPU it is slow, and never exact
-        "gradient_checkpointing": False,  # on by default; it computes everything twice to save memory
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
     }
 
 

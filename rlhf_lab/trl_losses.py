@@ -6,7 +6,7 @@ through what TRL documents, and only watched: `compute_loss` and `training_step`
 RLOOTrainer and GRPOTrainer pad prompts on the left and, in TRL 1.12 to 1.16, do not say where a text begins. A model
 with absolute positions, such as GPT-2, then reads it some places too far to the right: what is trained is another model
 than the one that has sampled (https://github.com/huggingface/trl/issues/6800 says so of their relatives).
-`count_positions` is the remedy.
+`library.count_positions` is the remedy.
 """
 
 import tempfile
@@ -17,23 +17,12 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lab import language_model
+from rlhf_lab import language_model, library
 
 Tokens = list[list[int]]
 
 # An affair between TRL and transformers, which renames it; every trainer would say so several times.
 warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
-
-CPU = {  # TRL's defaults are for a GPU, and leave files behind
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "dataloader_pin_memory": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "disable_tqdm": True,
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ def dpo_step(policy, reference, tokenizer, pairs: Sequence[dict], beta: float, *
             student,
             positions=False,  # it pads on the right
             ref_model=anchor,
-            args=trl.DPOConfig(folder, **CPU, **settings),
+            args=trl.DPOConfig(folder, **library.ON_A_CPU, **settings),
             processing_class=tokenizer,
             train_dataset=_dataset(pairs),
         )
@@ -84,9 +73,9 @@ def online_steps(
     """The steps of RLOOTrainer (`method` "RLOO") or GRPOTrainer ("GRPO") on one batch of its own: `group` responses to
     each of the prompts, which have to differ. `reward` takes the tokens of a response.
 
-    `positions` calls `count_positions` on both models; without it the trainer is as TRL made it. `options` are further
-    settings of it; with `num_iterations` there is more than one step. The rows of a step are in the order of their
-    prompts, so that groups stand side by side, while TRL shuffles them. Raises ValueError for equal prompts.
+    `positions` calls `library.count_positions` on both models; without it the trainer is as TRL made it. `options` are
+    further settings of it; with `num_iterations` there is more than one step. The rows of a step are in the order of
+    their prompts, so that groups stand side by side, while TRL shuffles them. Raises ValueError for equal prompts.
     """
     if len(set(prompts)) < len(prompts):
         raise ValueError("Two prompts are equal, and their groups could not be told apart: pass different ones.")
@@ -102,23 +91,10 @@ def online_steps(
             student,
             positions,
             reward_funcs=lambda completion_ids, **_: [reward(response) for response in completion_ids],
-            args=getattr(trl, f"{method}Config")(folder, **CPU, **settings),
+            args=getattr(trl, f"{method}Config")(folder, **library.ON_A_CPU, **settings),
             processing_class=tokenizer,
             train_dataset=_dataset([{"prompt": prompt} for prompt in prompts]),
         )
-
-
-def count_positions(model) -> None:
-    """Have a model count the positions of each text from its first token on, where it is not told them: the tokens of
-    texts that are padded on the left then mean what they mean alone, as they do in `generate`."""
-
-    def tell(_, arguments, options):
-        mask = options.get("attention_mask")  # (B, T)
-        if mask is not None and options.get("position_ids") is None:
-            options["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return arguments, options
-
-    model.register_forward_pre_hook(tell, with_kwargs=True)
 
 
 def _copies(policy, reference, folder: Path) -> tuple:
@@ -158,7 +134,7 @@ def _watch(kind: type, model, positions: bool, **arguments) -> list[Step]:
     trainer.remove_callback(PrinterCallback)
     for model in (trainer.model, trainer.ref_model) if positions else ():
         if model is not None:  # as the reference is with beta = 0
-            count_positions(model)
+            library.count_positions(model)
     trainer.train()
     logs = [line for line in trainer.state.log_history if "loss" in line]
     return [_step(logs=line, **parts) for parts, line in zip(noted, logs, strict=True)]

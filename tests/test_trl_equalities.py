@@ -21,8 +21,9 @@ from transformers import GPT2LMHeadModel
 
 from benchmarks.trl_ppo import install
 from rlhf_lab import dpo, language_model
+from rlhf_lab.library import count_positions
 from rlhf_lab.rloo import leave_one_out_advantages, log_ratios, rloo_losses
-from rlhf_lab.trl_losses import count_positions, online_steps
+from rlhf_lab.trl_losses import online_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = metadata.version("trl")

@@ -759,12 +759,26 @@ judged = ["ppo_raises_reward_model_score", "gain_carries_to_full_answers", *of_g
 results.show(*judged, "sixteen_tokens_teach_not_to_end", "random_lengths_help_full_answers")
 
 # %% [markdown]
-# Look at the rows for 64 tokens again: score, length, the share that ended, and where it is known, gold. *If* practice
-# on beginnings has spoiled whole answers, a likely reason is this. Within 16 tokens the only thing that speaks for
-# ending is a higher score for an ended answer than for a cut one; an answer that stops early gives away room for the
-# beginning of one more sentence. Compare the share that ended within 16 tokens before and after. And what comes after
-# the sixteenth token is scored by nobody, so nothing corrects it. The score of a long answer need not show the damage.
-# We have not tested this reason by itself; random lengths change the length practiced as well as its randomness.
+# An interval over few repetitions is wide where they differ, and a mean hides how. So here they are one by one, within
+# 64 tokens, after practice on 16:
+
+# %%
+measures = {name: UNITS[name] for name in (WORTH, "score", "ended", "length")}
+rows = [f"| seed | KL (nats) | {' | '.join(f'{unit}, after minus before' for unit in measures.values())} |"]
+rows.append("|--:|--:|" + "--:|" * len(measures))
+for seed in range(seeds):
+    changes = [held("after", MANY, name)[seed] - held("before", MANY, name)[seed] for name in measures]
+    rows.append(f"| {seed} | {held('after', MANY, 'kl')[seed]:.2f} | {' | '.join(f'{x:+.2f}' for x in changes)} |")
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# Look at the columns beside each other: do the repetitions that lose the end also lose what the answers are worth? And
+# does the score tell? *If* practice on beginnings has spoiled whole answers, a likely reason is this. Within 16 tokens
+# the only thing that speaks for ending is a higher score for an ended answer than for a cut one; an answer that stops
+# early gives away room for the beginning of one more sentence. Compare the share that ended within 16 tokens before and
+# after. And what comes after the sixteenth token is scored by nobody, so nothing corrects it. The score of a long
+# answer need not show the damage. We have not tested this reason by itself; random lengths change the length practiced
+# as well as its randomness.
 #
 # Both arms have as many episodes, but not as many tokens: random lengths write more. The next notebook compares methods
 # at equal tokens.
@@ -1277,7 +1291,8 @@ results.show()
 # %% [markdown]
 # ## Further reading
 #
-# - The tutorial's parts on the Hugging Face Hub, by their names there: `aisquared/dlite-v1-355m`, `OpenAssistant/reward-model-deberta-v3-large-v2`, `Anthropic/hh-rlhf`.
+# - The tutorial's parts on the Hugging Face Hub, by their names there: `aisquared/dlite-v1-355m`,
+#   `OpenAssistant/reward-model-deberta-v3-large-v2`, `Anthropic/hh-rlhf`.
 # - Bai et al. (2022), *Training a helpful and harmless assistant with reinforcement learning from human feedback*, [arXiv 2204.05862](https://arxiv.org/abs/2204.05862): where the data is from.
 # - Ziegler et al. (2019), *Fine-tuning language models from human preferences*, [arXiv 1909.08593](https://arxiv.org/abs/1909.08593): the adaptive KL coefficient, and most of what TRL's first PPO took over.
 # - Lambert et al. (2024), *RewardBench: evaluating reward models for language modeling*, [arXiv 2403.13787](https://arxiv.org/abs/2403.13787).

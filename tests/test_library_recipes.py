@@ -178,6 +178,7 @@ def test_the_language_model_beneath_it_reads_dialogues_the_same_way(judge_made):
     turns = {text: parts for text, parts in turns.items() if len(parts) == 2}
     assert turns
     for text, (asked, said) in turns.items():
+        assert (asked, said) == (asked.strip(), said.strip())
         first, rest = judge_made.texts[text]
         assert judge_made.judge.tokenizer(asked, said)["input_ids"] == first + rest
 
@@ -280,10 +281,10 @@ WORTH = {"yes": 1.5, "no": -0.7, "so": 0.4}
 
 @pytest.fixture
 def many_pairs(monkeypatch, both):
-    """Some twenty thousand pairs of three answers of known scores, with the order in which they were drawn."""
+    """Some thirteen thousand pairs of three answers of known scores, with the order in which they were drawn."""
     policy, tokenizer = both
     words = {answer: [*tokenizer(f" {answer}")["input_ids"], tokenizer.eos_token_id] for answer in WORTH}
-    order, asked = [], [f"Ask {n}" for n in range(30_000)]
+    order, asked = [], [f"Ask {n}" for n in range(20_000)]
 
     def draw(model, prompts, tokens, eos, seed):
         numbers = torch.randint(3, (len(prompts),), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -307,7 +308,7 @@ def many_pairs(monkeypatch, both):
 def test_the_label_follows_the_scores_with_the_probability_that_they_stand_for(many_pairs):
     """Whichever of the two was drawn first, and whatever the zero of the prompt's scores."""
     drawn, pairs = many_pairs
-    assert len(pairs) == len(drawn) > 19_000  # two equal answers are no pair
+    assert len(pairs) == len(drawn) > 12_000  # two equal answers are no pair
     wins, seen = Counter(), Counter()
     for sides, pair in zip(drawn, pairs, strict=True):
         assert {pair["chosen"], pair["rejected"]} == {f" {side}" for side in sides}

@@ -48,7 +48,8 @@ def demonstrations(dialogues: Iterable[tuple[str, str]]) -> list[tuple[str, str]
 def answers(tokenizer, responses: Sequence[Sequence[int]]) -> list[str]:
     """Responses as text, without special tokens (the end key is one) and without space around them: a judge with a
     tokenizer of its own would take "### End" for words."""
-    special = set(tokenizer.all_special_ids)  # a decoder that is to skip them misses those its file does not mark
+    # Those that have a role, and those that the tokenizer only has, as the end token that the end key has replaced.
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
     words = ([token for token in response if token not in special] for response in responses)
     return [tokenizer.decode(tokens).strip() for tokens in words]
 

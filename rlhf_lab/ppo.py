@@ -440,13 +440,12 @@ class PPO:
         return metrics
 
     def train(
-        self, prompts: Sequence[str], reward_fn: Reward, after_update: Callable[[dict], bool | None] | None = None
+        self, prompts: Sequence[str], reward_fn: Reward, after_update: Callable[[dict], None] | None = None
     ) -> list[dict[str, float]]:
         """Updates up to `config.updates`, from wherever `resume` left off; returns the metrics of each.
 
         Every prompt is asked once before one is asked twice, in random order. `reward_fn` gets prompts and responses as
-        texts. `after_update` is called with the metrics of each update, and ends the training early by returning True.
-        Raises ValueError for no prompts.
+        texts. `after_update` is called with the metrics of each update. Raises ValueError for no prompts.
         """
         if not prompts:
             raise ValueError("There is nothing to ask: pass at least one prompt.")
@@ -459,8 +458,8 @@ class PPO:
             texts = self._kept[1].texts(self.tokenizer)
             history.append(self.step(queries, responses, reward_fn(asked, texts)))
             progress.update()
-            if after_update and after_update(history[-1]):
-                break
+            if after_update:
+                after_update(history[-1])
         progress.close()
         return history
 

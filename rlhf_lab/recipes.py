@@ -5,7 +5,7 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -924,10 +924,8 @@ def tutorial_data(run: TutorialRun, seed: int) -> tuple[list[str], list[dict]]:
     """
     data, _ = tutorial_preferences(run, seed)
     asked = instructions.short_instructions(data["train"]["prompt"])[: run.prompts]
-    rows, known = (
-        [row | {"instruction": instructions.first_instruction(row["prompt"])} for row in data["test"]],
-        set(asked),
-    )
+    known = set(asked)
+    rows = [row | {"instruction": instructions.first_instruction(row["prompt"])} for row in data["test"]]
     rows = [row for row in rows if instructions.is_short(row["instruction"]) and row["instruction"] not in known]
     return asked, rows[: run.test_prompts]
 
@@ -1107,22 +1105,17 @@ def library_run(method: str, run: TutorialRun, tokens: int, seed: int) -> dict:
 def _ppo_within(
     tokens: int, policy, reference, tokenizer, asked: Sequence[str], judge: Callable, zero: bool, seed: int
 ) -> tuple[dict, int]:
-    """Our PPO until it has generated so many tokens, those that find the zeros included: its metrics, {name: (U,)}, and
-    the tokens."""
-    instruction_of = {instructions.template(instruction): instruction for instruction in asked}
-
-    def reward(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        return judge([instruction_of[prompt] for prompt in prompts], [answer.strip() for answer in answers])
-
-    episodes, spent = tokens // LIBRARY_EXPECTED, 0
-    prompts = list(instruction_of)
+    """Our PPO until it has generated so many tokens, those that find the zeros included (or until the end of its plan,
+    where answers are shorter than that expects): its metrics, {name: (U,)}, and the tokens."""
+    asked, episodes, spent, reward = list(dict.fromkeys(asked)), tokens // LIBRARY_EXPECTED, 0, judge
     if zero:
         episodes = round(episodes * EPISODES_PER_PROMPT / (EPISODES_PER_PROMPT + ZERO_ANSWERS))
-        prompts = prompts[: max(1, episodes // EPISODES_PER_PROMPT)]
-        repeated = [prompt for prompt in prompts for _ in range(ZERO_ANSWERS)]
-        ids = tokenizer(repeated)["input_ids"]
-        samples = sample(reference, ids, LIBRARY_ANSWER, tokenizer.eos_token_id, seed)
-        reward, spent = above_answers(reward, repeated, samples.texts(tokenizer)), sum(map(len, samples.responses))
+        asked = asked[: max(1, episodes // EPISODES_PER_PROMPT)]
+        repeated = [instruction for instruction in asked for _ in range(ZERO_ANSWERS)]
+        queries = [tokenizer(instructions.template(instruction))["input_ids"] for instruction in repeated]
+        responses = sample(reference, queries, LIBRARY_ANSWER, tokenizer.eos_token_id, seed).responses
+        reward = above_answers(judge, repeated, instructions.answers(tokenizer, responses))
+        spent = sum(map(len, responses))
     config = PPOConfig(
         updates=max(1, round(episodes / LIBRARY_BATCH)),
         batch_size=LIBRARY_BATCH,
@@ -1130,14 +1123,21 @@ def _ppo_within(
         max_new_tokens=LIBRARY_ANSWER,
         eos_penalty=0.0,
     )
-
-    def is_spent(metrics: dict) -> bool:
-        nonlocal spent
-        spent += round(metrics["length"] * LIBRARY_BATCH)
-        return spent >= tokens
-
-    steps = PPO(policy, reference, config, tokenizer, seed).train(prompts, reward, is_spent)
+    trainer, stream, steps = PPO(policy, reference, config, tokenizer, seed), _rounds(asked, seed), []
+    while spent < tokens and trainer.done < config.updates:
+        batch = list(islice(stream, LIBRARY_BATCH))
+        queries = [tokenizer(instructions.template(instruction))["input_ids"] for instruction in batch]
+        responses = trainer.generate(queries)
+        steps.append(trainer.step(queries, responses, reward(batch, instructions.answers(tokenizer, responses))))
+        spent += sum(map(len, responses))
     return {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}, spent
+
+
+def _rounds(items: Sequence[str], seed: int) -> Iterator[str]:
+    """All items in random order, and again in another one, without end."""
+    rng = random.Random(f"rounds-{seed}")
+    while True:
+        yield from rng.sample(items, len(items))
 
 
 def ordered_pairs(rankings: Sequence[dict]) -> list[dict[str, str]]:

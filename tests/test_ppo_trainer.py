@@ -944,23 +944,6 @@ def test_after_each_update_the_caller_hears_its_metrics():
     assert heard == history and len(history) == SMALL.updates
 
 
-def test_the_caller_ends_the_training_early_and_it_can_go_on_as_if_it_had_not():
-    """What it returns while the training is to go on may be anything that is not true. The plan of learning rates is
-    that of the whole run."""
-    whole, t, heard = trainer(seed=3), trainer(seed=3), []
-
-    def after(metrics):
-        heard.append(metrics)
-        return [None, False, True][len(heard) - 1]
-
-    expected = whole.train(PROMPTS, count_of_sevens)
-    history = t.train(PROMPTS, count_of_sevens, after_update=after)
-    assert t.done == len(history) == 3 < SMALL.updates and history == heard
-    assert without_times(history) == without_times(expected[:3])
-    assert without_times(t.train(PROMPTS, count_of_sevens)) == without_times(expected[3:])
-    assert fingerprint(t.policy) == fingerprint(whole.policy)
-
-
 # --- several processes ---
 
 ACROSS = replace(STILL, minibatches=1, micro_batch=2, ptx_coef=0.5, ptx_batch=2, temperature=0.7, whiten_rewards=True)

@@ -1124,7 +1124,7 @@ def _ppo_within(
         eos_penalty=0.0,
     )
     trainer, stream, steps = PPO(policy, reference, config, tokenizer, seed), _rounds(asked, seed), []
-    while spent < tokens and trainer.done < config.updates:
+    while not steps or (spent < tokens and trainer.done < config.updates):
         batch = list(islice(stream, LIBRARY_BATCH))
         queries = [tokenizer(instructions.template(instruction))["input_ids"] for instruction in batch]
         responses = trainer.generate(queries)

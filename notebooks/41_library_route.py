@@ -634,19 +634,21 @@ runs = dict(zip(jobs, found, strict=True))
 # %%
 MEASURES = {
     "gold": ("gold", "points"),
-    "proxy": ("score", "log-odds"),
+    "proxy": ("score", "log-odds above the start"),
     "kl": ("kl", "nats an answer, to the start"),
     "length": ("length", "tokens an answer"),
     "ended": ("ended", "share of the answers that end by themselves"),
 }
-measured = {
-    (key, method): record(f"{key}.{method}", [np.mean(runs[method, s][name]) for s in SEEDS], unit)
-    for method in METHODS
-    for key, (name, unit) in MEASURES.items()
-}
+zero_of_seed = np.array([np.mean(runs["start", s]["score"]) for s in SEEDS])  # which comparisons leave free
+measured = {}
+for method, (key, (name, unit)) in itertools.product(METHODS, MEASURES.items()):
+    means = np.array([np.mean(runs[method, s][name]) for s in SEEDS])  # (S,)
+    measured[key, method] = record(f"{key}.{method}", means - zero_of_seed if key == "proxy" else means, unit)
 for method in METHODS:
     worth = measured["proxy", method] - recipes.KL_COEF * measured["kl", method]
-    measured["objective", method] = record(f"objective.{method}", worth, "log-odds, proxy minus beta KL")
+    measured["objective", method] = record(
+        f"objective.{method}", worth, "log-odds above the start, proxy minus beta KL"
+    )
     spent = [float(runs[method, s]["tokens"]) for s in SEEDS]
     measured["tokens", method] = record(f"tokens.{method}", spent, "tokens generated to learn from")
 
@@ -691,7 +693,7 @@ def at(axis, method, index, y):
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.8))
 ticks = (0, 0.5, 1, 2, 4, 8, 16, 32, 64)
-for axis, y, unit in zip(axes, ("gold", "proxy"), ("points", "log-odds"), strict=True):
+for axis, y, unit in zip(axes, ("gold", "proxy"), ("points", "log-odds above the start"), strict=True):
     for index, method in enumerate(METHODS):
         at(axis, method, index, y)
     axis.set_xscale("symlog", linthresh=1)  # one of them lies far out

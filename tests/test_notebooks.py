@@ -107,7 +107,8 @@ def test_its_outputs_and_the_committed_results_are_of_one_run(notebook):
     path = ROOT / "results" / book.PUBLISHED_PROFILE / f"{notebook.name}.json"
     results = json.loads(path.read_text(encoding="utf-8"))
     shown = json.dumps([cell.outputs for cell in code_cells(read_pair(notebook))], ensure_ascii=False)
-    missing = [key for key, claim in results["claims"].items() if json.dumps(claim["text"])[1:-1] not in shown]
+    texts = {key: json.dumps(claim["text"], ensure_ascii=False)[1:-1] for key, claim in results["claims"].items()}
+    missing = [key for key, text in texts.items() if text not in shown]
     assert results["claims"] and not missing
     assert results["seeds"] >= book.PUBLISHED_SEEDS
     assert all(claim["met"] for claim in results["claims"].values() if claim["sanity"])

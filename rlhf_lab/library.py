@@ -176,7 +176,7 @@ def rloo(
 ) -> dict:
     """Improve `policy` in place with `RLOOTrainer`, until it has generated `tokens` tokens.
 
-    `asked` are instructions without the template. `reward` gets them and the answers as text, without the end key.
+    `asked` are instructions without the template. `reward` gets them and the answers as text, without special tokens.
     The KL penalty is part of the reward, `kl_coef` reward units a nat, as in our RLOO and PPO.
 
     Returns a list for each of `SAMPLED`, one value a step: `kl` in nats a response, the mean log-ratio to the

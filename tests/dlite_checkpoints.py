@@ -32,6 +32,12 @@ INSTRUCTIONS = [
 ANSWERS = ["Sure. Take your time, and begin with the easy part.", "I would ask a friend who has done it before."]
 
 
+def make_all(home: Path) -> Path:
+    """Write policy, reward model and dialogues into folders of `home`."""
+    make_dlite(home / "dlite"), make_deberta(home / "deberta"), make_dialogues(home / "hh-rlhf")
+    return home
+
+
 def make_dlite(folder: Path, seed: int = 0, width: int = 32, layers: int = 2, context: int = 128) -> Path:
     """Write a GPT-2 with DLite's tokenizer. Weights are drawn wide, so that some tokens are likelier than others, and
     those of special tokens wider, so that it often writes them."""

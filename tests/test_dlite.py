@@ -9,7 +9,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dlite_checkpoints import ANSWERS, GPT2_END, INSTRUCTIONS, RESPONSE, make_deberta, make_dialogues, make_dlite
+from dlite_checkpoints import (
+    ANSWERS,
+    GPT2_END,
+    INSTRUCTIONS,
+    RESPONSE,
+    make_all,
+    make_deberta,
+    make_dialogues,
+    make_dlite,
+)
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
@@ -26,9 +35,7 @@ RUN = replace(TutorialRun.of(Profile.load("gpu")), prompts=16, test_prompts=5, l
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    home = tmp_path_factory.mktemp("elsewhere")
-    make_dlite(home / "dlite"), make_deberta(home / "deberta"), make_dialogues(home / "hh-rlhf")
-    return home
+    return make_all(tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(autouse=True)

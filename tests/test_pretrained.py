@@ -11,7 +11,7 @@ import datasets
 import huggingface_hub
 import pytest
 import torch
-from dlite_checkpoints import make_deberta, make_dialogues, make_dlite
+from dlite_checkpoints import make_all
 
 from rlhf_lab import book, language_model, pretrained
 from rlhf_lab.__main__ import main
@@ -30,9 +30,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    home = tmp_path_factory.mktemp("elsewhere")
-    make_dlite(home / "dlite"), make_deberta(home / "deberta"), make_dialogues(home / "hh-rlhf")
-    return home
+    return make_all(tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The command line of the course: python -m rlhf_lab book|check|sync|tables|base|cache."""
+"""The command line of the course: python -m rlhf_lab book|check|sync|tables|base|cache|serve."""
 
 import argparse
 import sys
@@ -60,6 +60,13 @@ def cache(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def serve(arguments: argparse.Namespace) -> int:
+    from rlhf_lab.fine_tuning.server import serve
+
+    serve(arguments.port, arguments.folder)
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rlhf_lab", description="RLHF by Experiment, from the command line.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -82,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
     command(base, "train the base models of models/base again")
     sub = command(cache, "list or clear the trained artefacts")
     sub.add_argument("action", choices=["list", "clear"])
+    sub = command(serve, "fine-tune for programs of this machine that speak OpenAI's language")
+    sub.add_argument("--port", type=int, default=8008, help="where to listen, on loopback (default: 8008)")
+    sub.add_argument("--folder", metavar="FOLDER", help="where files, jobs and models are kept (default: the cache)")
     return top
 
 

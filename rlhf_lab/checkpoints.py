@@ -33,7 +33,7 @@ from safetensors.numpy import load_file, save_file
 
 from rlhf_lab import ROOT
 from rlhf_lab.errors import CourseError
-from rlhf_lab.sources import Sources, file_digest
+from rlhf_lab.sources import NEVER_PART_OF_AN_ARTEFACT, Sources, file_digest
 
 LONGEST_SHOWN = 60  # characters of an argument in a line of progress
 TEMPORARY = ".tmp"  # ends the name of a folder in which an artefact is being made
@@ -74,23 +74,35 @@ def recipe(save: Callable, load: Callable) -> Callable:
 
         @functools.wraps(function)
         def call(*args, **kwargs):
-            place = folder(*args, **kwargs)
-            hit = not _fault(place)
-            if not hit:
-                with writable(place.parent):
-                    lock = locked(_lock(place), f"waiting for another process, which is training {place.name}")
-                with lock:
-                    hit = not _fault(place)  # another process may have made it while this one waited
-                    if not hit:
-                        _make(functools.partial(function, *args, **kwargs), save, place, arguments(args, kwargs))
-            _note(place.name, _manifest(place)["seconds"], hit)
-            return load(place)
+            made = functools.partial(function, *args, **kwargs)
+            return stored(folder(*args, **kwargs), made, save, load, arguments(args, kwargs))
 
         call.key = key
-        call.cached = lambda *args, **kwargs: not _fault(folder(*args, **kwargs))
+        call.cached = lambda *args, **kwargs: whole(folder(*args, **kwargs))
         return call
 
     return decorate
+
+
+def stored(folder: Path, train: functools.partial, save: Callable, load: Callable, arguments: dict):
+    """`load(folder)` of an artefact that has its own way to a name, `<what it is>-<key>`: if it is not whole there,
+    `train()` makes it and `save` writes it. Never twice, whichever processes ask, and never half. `arguments` are for
+    those who list the cache. Raises CacheError where it cannot be written."""
+    hit = whole(folder)
+    if not hit:
+        with writable(folder.parent):
+            lock = locked(_lock(folder), f"waiting for another process, which is training {folder.name}")
+        with lock:
+            hit = whole(folder)  # another process may have made it while this one waited
+            if not hit:
+                _make(train, save, folder, arguments)
+    _note(folder.name, _manifest(folder)["seconds"], hit)
+    return load(folder)
+
+
+def whole(folder: Path) -> bool:
+    """Whether there is an artefact in this folder, all of it."""
+    return not _fault(folder)
 
 
 def reads(*paths: str) -> Callable:
@@ -294,6 +306,13 @@ def _sources_around(function: Callable) -> Sources:
         raise ValueError(f"Recipe {function.__qualname__!r} must be a function at the top level of a module file.")
     path, depth = Path(file).resolve(), module.count(".")
     return _snapshot(path.parents[depth - 1] if depth else path)
+
+
+@functools.cache
+def code_digest(module: str) -> str:
+    """Of the code of a module of rlhf_lab and of all it uses: for the names of artefacts that are no recipe's."""
+    sources = _snapshot(ROOT / "rlhf_lab")
+    return sources.digest(sources.closure({module}, NEVER_PART_OF_AN_ARTEFACT))
 
 
 @functools.cache

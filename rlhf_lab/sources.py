@@ -15,6 +15,7 @@ from rlhf_lab import ROOT
 # number trains nothing again.
 NEVER_PART_OF_AN_ARTEFACT = frozenset(
     ["", *"book checkpoints claims errors execution files notebook_files parallel plots sources statistics".split()]
+    + [f"fine_tuning.{module}" for module in ("openai_backend", "server", "spending")]
 )
 
 

@@ -181,7 +181,9 @@ def test_events_are_read_page_by_page(client, running, monkeypatch):
     backend = client()
     job = backend.wait(backend.fine_tune(backend.upload(EXAMPLES), BASE, replace(SETTINGS, n_epochs=4)).id)
     assert backend.events(job.id) == running.backend.events(job.id)
+    before = len(running.requests)
     assert [event.step for event in backend.events(job.id)] == list(range(1, 9))
+    assert len(running.requests) - before == 3
 
 
 def test_a_job_can_be_cancelled_while_it_runs_and_the_next_one_is_trained(client, running, tmp_path):

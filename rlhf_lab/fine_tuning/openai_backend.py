@@ -307,7 +307,7 @@ class OpenAIBackend:
         if self._known_as_ours is None:
             self._known_as_ours = self._call(
                 self._client.models.with_raw_response.list,
-                lambda answer: any(model["owned_by"] == OWNER for model in answer["data"]),
+                lambda answer: any(model.get("owned_by") == OWNER for model in answer["data"]),
             )
         return self._known_as_ours
 

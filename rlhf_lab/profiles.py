@@ -49,6 +49,9 @@ class Profile:
     tutorial_documents: int
     tutorial_pairs: int
     library_tokens: int
+    judge_pairs: int
+    prompted_texts: int
+    prompted_answers: int
     hh_max_tokens: int
     tutorial_policy: str = ""
     tutorial_reward_model: str = ""

@@ -26,12 +26,14 @@ from rlhf_lab import (
     preferences,
     pretrained,
     reward_model,
+    reward_prompt,
     sft,
     taste,
     transcripts,
 )
 from rlhf_lab.checkpoints import load_json, reads, recipe, save_json
 from rlhf_lab.evaluation import evaluate
+from rlhf_lab.fine_tuning import Settings, backends
 from rlhf_lab.ppo import PPO, PPOConfig
 from rlhf_lab.profiles import Profile
 from rlhf_lab.rloo import RLOO, RLOOConfig, log_ratios
@@ -70,6 +72,13 @@ PAIR_LANGUAGE_MODEL = sft.SFTConfig(epochs=1, learning_rate=3e-3)  # from nothin
 COMPARED_PROMPTS = 4  # in a step, where ways to batch rankings are compared: few prompts are to make many steps
 RANKING_TESTS = 6  # of a pass over rankings, evenly spread
 FIRST_TEST = 256  # comparisons, after which a scaling pass is tested first
+SIDES, SUBSETS = ("chosen", "rejected"), ("helpful", "harmless")
+JUDGES = (*SUBSETS, "joint")  # the class-token models, by the comparisons that they are fitted to
+OFFLINE = 500_000  # added to a seed: texts for policies are other ones than the reward models'
+PROMPTED = Settings(learning_rate_multiplier=0.4, batch_size=16)  # the source has .1 and 32, and four times the steps
+PROMPTED_FORMATS = [reward_prompt.FORMATS[name] for name in ("none", "bottom", "two rewards")]  # by the rewards
+PROMPTED_ANSWER = 64  # tokens at most
+PURPOSES = ("validation", "test")  # of held-out prompts
 NORMALIZING_PROMPTS = 400  # training prompts whose SFT answers fix the zero and the unit of a reward model
 
 
@@ -1138,6 +1147,124 @@ def _rounds(items: Sequence[str], seed: int) -> Iterator[str]:
     rng = random.Random(f"rounds-{seed}")
     while True:
         yield from rng.sample(items, len(items))
+
+
+# Part 5: the reward in the prompt
+
+
+def offline_texts(texts: int, seed: int) -> list[dict[str, str]]:
+    """Both sides of comparisons that no reward model is fitted to, so that rewards are predictions: rows of `prompt`,
+    `response`, `side` and `subset`, those of the two subsets in turn."""
+    rows = preference_pairs("joint", "train", texts // 4, OFFLINE + seed)
+    return [
+        {"prompt": row["prompt"], "response": row[side], "side": side, "subset": SUBSETS[i % 2]}
+        for i, row in enumerate(rows)
+        for side in SIDES
+    ]
+
+
+def class_token_rewards(judge: str, rung: str, pairs: int, prompts, responses, seed: int) -> list[float]:
+    """The probabilities (N,) that texts were chosen, by the class-token model fitted to the data `judge`; rounded, so
+    that files stay small."""
+    (_, tokenizer), model = base(rung), class_token_model(rung, judge, pairs, seed)
+    return [round(value, 4) for value in class_token.score(model, tokenizer, prompts, responses).tolist()]
+
+
+@recipe(save=save_json, load=load_json)
+def offline_rewards(judge: str, rung: str, pairs: int, texts: int, seed: int) -> list[float]:
+    """The `class_token_rewards` of all `offline_texts`."""
+    rows = offline_texts(texts, seed)
+    prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
+    return class_token_rewards(judge, rung, pairs, prompts, responses, seed)
+
+
+@dataclass(frozen=True)
+class PromptedRun:
+    """A policy that imitates offline texts, with or without their rewards in the prompts."""
+
+    rung: str
+    judge_rung: str  # of the class-token models
+    pairs: int  # of each subset, that they are fitted to
+    texts: int  # of both subsets together, see `offline_texts`
+    rewards: tuple[str, ...] = ("joint",)  # of JUDGES, in the order of the prompt's lines; none: behavioral cloning
+    subsets: tuple[str, ...] = SUBSETS  # whose texts are imitated
+    sides: tuple[str, ...] = SIDES  # of the comparisons
+    settings: Settings | None = PROMPTED  # None: the base model, asked in plain prompts
+
+    @property
+    def written(self) -> reward_prompt.RewardPrompt:
+        """How its prompts say rewards: as they are, since two digits can say probabilities; then targets beyond the
+        data are written as nothing in the data is."""
+        plain = reward_prompt.Normalizer("none", (0.0, 1.0))
+        return reward_prompt.RewardPrompt(PROMPTED_FORMATS[len(self.rewards)], (plain,) * len(self.rewards))
+
+
+def prompted_data(run: PromptedRun, seed: int) -> tuple[list[str], list[list[float]]]:
+    """The transcripts (N,) that a policy imitates and their rewards (N, K)."""
+    rows = offline_texts(run.texts, seed)
+    columns = [offline_rewards(judge, run.judge_rung, run.pairs, run.texts, seed) for judge in run.rewards]
+    kept = [i for i, row in enumerate(rows) if row["side"] in run.sides and row["subset"] in run.subsets]
+    return [rows[i]["prompt"] + rows[i]["response"] for i in kept], [[column[i] for column in columns] for i in kept]
+
+
+@recipe(save=save_json, load=load_json)
+def prompted_policy(run: PromptedRun, backend: str, seed: int) -> str:
+    """The name that a backend (see `backends.connect`) gives the policy, which it fine-tunes unless it has done so."""
+    if run.settings is None:
+        return f"base-{run.rung}"
+    service = backends.connect(backend)
+    file = service.upload(run.written.examples(*prompted_data(run, seed)))
+    job = service.fine_tune(file, f"base-{run.rung}", run.settings, seed, "-".join(run.rewards) or "cloned")
+    return service.wait(job.id).fine_tuned_model
+
+
+@recipe(save=save_json, load=load_json)
+def prompted_answers(
+    run: PromptedRun, asked: tuple[float, ...], subset: str, purpose: str, prompts: int, backend: str, seed: int
+) -> dict:
+    """A policy's answers to distinct held-out prompts, one a prompt, judged by the models that label its texts and by
+    the true rewards.
+
+    asked: the target of each of its rewards; empty for uniform ones, drawn independently. subset: "helpful",
+    "harmless", or "joint", both in turn. purpose: "test", or "validation", where something is chosen by it. Returns
+    lists over the prompts: `prompts`, `subsets`, `targets` (N, K), `responses`, their `tokens`, the scores `helpful`,
+    `harmless` and `joint`, `gold_helpful` and `gold_harmless`.
+    """
+    rows = steering_prompts(subset, purpose, prompts, seed)
+    questions = [prompt for prompt, _ in rows]
+    targets = [list(asked) or [reward_prompt.UNIFORM(p, name) for name in run.rewards] for p in questions]
+    written = questions if run.settings is None else run.written.prompts(questions, targets)
+    service, policy = backends.connect(backend), prompted_policy(run, backend, seed)
+    answers = service.complete(policy, written, max_tokens=PROMPTED_ANSWER, seed=seed)
+    responses = [answer.text for answer in answers]
+    scores = {
+        judge: class_token_rewards(judge, run.judge_rung, run.pairs, questions, responses, seed) for judge in JUDGES
+    }
+    return {
+        "prompts": questions,
+        "subsets": [subset for _, subset in rows],
+        "targets": [[round(target, 4) for target in row] for row in targets],
+        "responses": responses,
+        "tokens": [len(answer.tokens) for answer in answers],
+        "gold_helpful": gold_helpfulness(questions, responses),
+        "gold_harmless": [gold.harmlessness(p, r) for p, r in zip(questions, responses, strict=True)],
+    } | scores
+
+
+def steering_prompts(subset: str, purpose: str, n: int, seed: int) -> list[tuple[str, str]]:
+    """`n` distinct prompts of the test split with the subset of each; "joint" takes the subsets in turn. No prompt
+    serves two purposes."""
+    sides = {
+        side: _distinct(generator.prompts(f"{side}-base", "test", f"steering-{seed}"), 2 * n)
+        for side in (SUBSETS if subset == "joint" else (subset,))
+    }
+    half = PURPOSES.index(purpose)
+    rows = [
+        (prompt, side)
+        for turn in zip(*(sides[s][half::2] for s in sides), strict=True)
+        for prompt, side in zip(turn, sides, strict=True)
+    ]
+    return rows[:n]
 
 
 def ordered_pairs(rankings: Sequence[dict]) -> list[dict[str, str]]:

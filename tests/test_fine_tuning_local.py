@@ -352,7 +352,7 @@ def test_training_that_diverges_fails_with_the_step_and_the_remedy(backend, tmp_
         (lambda b: from_jsonl('{"prompt": 1, "completion": "b"}', "f"), FineTuningError, "f, line 1: write"),
         (lambda b: from_jsonl("[]\n", "f"), FineTuningError, "f, line 1"),
         (lambda b: from_jsonl("", "f"), FineTuningError, "f is empty"),
-        (lambda b: backends.connect("cloud"), ValueError, "no backend 'cloud': it is local or openai"),
+        (lambda b: backends.address("cloud"), ValueError, "no backend 'cloud': it is local or openai"),
     ],
 )
 def test_bad_input_gets_a_sentence(backend, ask, error, sentence):

@@ -206,9 +206,11 @@ def test_a_job_can_be_cancelled_while_it_runs_and_the_next_one_is_trained(client
 
 
 def test_a_notebook_gets_either_backend_by_name(tmp_path, running, monkeypatch):
-    assert isinstance(backends.connect("local", folder=tmp_path), LocalBackend)
+    assert isinstance(backends.connect(backends.address("local"), folder=tmp_path), LocalBackend)
     monkeypatch.setenv(openai_backend.ADDRESS, running.url)
-    assert backends.connect("openai", folder=tmp_path).base_url == running.url
+    assert backends.connect(backends.address("openai"), folder=tmp_path).base_url == running.url
+    monkeypatch.delenv(openai_backend.ADDRESS)
+    assert backends.address("openai") == openai_backend.OPENAI
 
 
 # --- nothing twice ---

@@ -61,6 +61,11 @@ class RefusedError(FineTuningError):
     """The server heard the request and will not do it."""
 
 
+def server_address() -> str:
+    """$OPENAI_BASE_URL, or OpenAI itself."""
+    return os.environ.get(ADDRESS) or OPENAI
+
+
 class OpenAIBackend:
     """A `Backend` over HTTP. Without a `base_url`, it is $OPENAI_BASE_URL or OpenAI itself.
 
@@ -82,7 +87,7 @@ class OpenAIBackend:
         first_pause: float = 1.0,
         poll: float = 5.0,
     ):
-        self.base_url = (base_url or os.environ.get(ADDRESS) or OPENAI).rstrip("/")
+        self.base_url = (base_url or server_address()).rstrip("/")
         place = hashlib.sha256(self.base_url.encode()).hexdigest()[:8]
         self.folder = Path(folder or checkpoints.cache_folder()) / "openai" / place
         self.first_pause, self.poll, self.count_tokens = first_pause, poll, count_tokens

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from rlhf_lab.errors import CourseError
 
@@ -29,14 +30,17 @@ def sync(arguments: argparse.Namespace) -> int:
 
 
 def tables(arguments: argparse.Namespace) -> int:
-    from rlhf_lab.claims import rewrite_readme
+    from rlhf_lab import ROOT, claims, conclusions
 
-    outdated = rewrite_readme(check=arguments.check)
-    if arguments.check and outdated:
-        print("README.md does not show the results: type python -m rlhf_lab tables", file=sys.stderr)
-        return 1
-    print("README.md brought up to date" if outdated else "README.md shows the results.")
-    return 0
+    shown = claims.tables(ROOT) | {"conclusions": conclusions.table(ROOT)}
+    pages = [Path("README.md"), conclusions.PAGE]
+    outdated = [page.as_posix() for page in pages if claims.rewrite(ROOT / page, shown, arguments.check)]
+    for page in outdated:
+        state = "does not show the results: type python -m rlhf_lab tables" if arguments.check else "brought up to date"
+        print(page, state, file=sys.stderr if arguments.check else sys.stdout)
+    if not outdated:
+        print("All pages show the results.")
+    return int(arguments.check and bool(outdated))
 
 
 def base(arguments: argparse.Namespace) -> int:
@@ -84,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, whose workers do what is independent")
     command(check, "time this machine; say how long each notebook will take and how much memory it needs")
     command(sync, "bring each .ipynb up to its .py, keeping the outputs of unchanged code")
-    sub = command(tables, "bring the tables of the README up to the committed results")
+    sub = command(tables, "bring the tables of the README and of docs up to the committed results")
     sub.add_argument("--check", action="store_true", help="change nothing, but fail if they are not")
     command(base, "train the base models of models/base again")
     sub = command(cache, "list or clear the trained artefacts")

@@ -1,4 +1,4 @@
-"""Numbers and claims: recorded by a notebook, rendered into its prose, written to `results/`, shown in the README.
+"""Numbers and claims: recorded by a notebook, rendered into its prose, written to `results/`, shown in pages.
 
     book = Claims("00_rlhf_in_ten_minutes", profile="laptop", seeds=5)
     book.number("rl.gold_peak", t_interval(peaks), unit="gold reward")
@@ -182,7 +182,7 @@ class Claims:
                 return f"{comparison.margin:g}"
             if key not in self.numbers:
                 raise ValueError(f"The text of claim {claim!r} names {{{key}}}: record that number before the claim.")
-            return _formatted(self.numbers[key])
+            return formatted(self.numbers[key])
 
         return PLACEHOLDER.sub(replacement, template)
 
@@ -305,7 +305,7 @@ def _rounded(value):
 # --- Markdown ---
 
 
-def _formatted(entry: Mapping, signed: bool = False) -> str:
+def formatted(entry: Mapping, signed: bool = False) -> str:
     """As "1.21 [1.05, 1.37]", with as many decimals as give half the interval's width two digits."""
     value, low, high = entry["value"], entry["low"], entry["high"]
     if low is None or low == high:
@@ -327,7 +327,7 @@ def _significant(value: float, signed: bool) -> str:
 
 
 def _difference(comparison: Comparison) -> str:
-    return _formatted(vars(comparison.difference), signed=True)
+    return formatted(vars(comparison.difference), signed=True)
 
 
 def _reachable(found: Comparison | str) -> tuple[str, ...]:
@@ -357,7 +357,7 @@ def _number_line(key: str, entry: Mapping) -> str:
     if replications and entry["low"] is not None:
         replications = f"{LEVEL:.0%} interval over {replications}"
     note = f" <small>({replications})</small>" if replications else ""
-    return f"`{key}`: {_formatted(entry)} {entry['unit']}{note}"
+    return f"`{key}`: {formatted(entry)} {entry['unit']}{note}"
 
 
 def _published_claim(key: str, committed: dict | None) -> str:
@@ -367,20 +367,21 @@ def _published_claim(key: str, committed: dict | None) -> str:
     return f" The published run ({committed['seeds']} seeds) found *{claim['verdict']}*: {claim['text']}"
 
 
-def _markdown_table(header: tuple, rows: list[tuple]) -> str:
+def markdown_table(header: tuple, rows: list[tuple]) -> str:
+    """A table of cells of one line each, as they are but for "|"."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _numbers_table(numbers: Mapping[str, Mapping]) -> str:
-    rows = [(f"`{key}`", _formatted(entry), _replications(entry), entry["unit"]) for key, entry in numbers.items()]
-    return _markdown_table(("what", f"value [{LEVEL:.0%} interval]", "n", "unit"), rows)
+    rows = [(f"`{key}`", formatted(entry), _replications(entry), entry["unit"]) for key, entry in numbers.items()]
+    return markdown_table(("what", f"value [{LEVEL:.0%} interval]", "n", "unit"), rows)
 
 
 def render_table(results: dict) -> str:
     """The numbers of one results file, then its claims, as two Markdown tables."""
     rows = [(f"`{key}`", c["expected"], c["verdict"], c["text"]) for key, c in results["claims"].items()]
-    claims = _markdown_table(("claim", "expected", "found", "in words"), rows) if rows else ""
+    claims = markdown_table(("claim", "expected", "found", "in words"), rows) if rows else ""
     numbers = _numbers_table(results["numbers"]) if results["numbers"] else ""
     return "\n\n".join(filter(None, (numbers, claims)))
 
@@ -392,7 +393,7 @@ def book_table(notebooks: list[dict], results: Mapping[str, dict]) -> str:
         run = results.get(notebook["name"], {})
         times = [_minutes(run[key]) if run.get(key) else "" for key in ("seconds_one_seed", "seconds")]
         rows.append((f"[{notebook['title']}](notebooks/{notebook['name']}.ipynb)", notebook["question"], *times))
-    table = _markdown_table(("notebook", "question", "one seed", "published, five seeds"), rows)
+    table = markdown_table(("notebook", "question", "one seed", "published, five seeds"), rows)
     decided = [
         claim
         for run in results.values()
@@ -449,12 +450,11 @@ def update_markers(text: str, tables: Mapping[str, str]) -> str:
     return "".join(pieces) + text[end:]
 
 
-def rewrite_readme(root: Path = ROOT, check: bool = False) -> bool:
-    """Bring the README's tables up to date; True if they were not. With `check`, only look."""
-    path = root / "README.md"
+def rewrite(path: Path, tables: Mapping[str, str], check: bool = False) -> bool:
+    """Bring the tables of a page up to date with `update_markers`; True if they were not. With `check`, only look."""
     text = path.read_text(encoding="utf-8")
     try:
-        updated = update_markers(text, tables(root))
+        updated = update_markers(text, tables)
     except ValueError as error:
         raise ValueError(f"{path.name}, {error}") from None
     if updated != text and not check:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_lab import claims
-from rlhf_lab.claims import Claims, check, read, results_path, rewrite_readme, stamp, tables, update_markers
+from rlhf_lab.claims import Claims, check, read, results_path, rewrite, stamp, tables, update_markers
 from rlhf_lab.statistics import Interval, better, equivalent, rule
 
 TEXT = {
@@ -375,10 +375,10 @@ def readme(root, book):
 
 
 def test_readme_is_rewritten_once(root, readme):
-    assert rewrite_readme(root, check=True)
+    assert rewrite(readme, tables(root), check=True)
     assert readme.read_text() == README
-    assert rewrite_readme(root)
-    assert not rewrite_readme(root, check=True)
+    assert rewrite(readme, tables(root))
+    assert not rewrite(readme, tables(root), check=True)
     assert (
         readme.read_text()
         == """# Course
@@ -446,10 +446,9 @@ def test_tables_without_results_still_list_the_book(root):
 def test_bad_markers_are_refused(root, text, message):
     with pytest.raises(ValueError, match=message):
         update_markers(text, {"book": "t"})
-    (root / "book.toml").write_text(BOOK)
     (root / "README.md").write_text(text)
     with pytest.raises(ValueError, match=f"README.md, {message}"):
-        rewrite_readme(root)
+        rewrite(root / "README.md", {"book": "t"})
 
 
 def test_text_without_markers_stays():

@@ -4,6 +4,8 @@ import json
 import math
 import resource
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -135,9 +137,8 @@ def test_the_last_layers_of_another_model_are_its_last_block_its_norm_and_its_ow
 
 
 def test_the_learning_rate_is_the_multiplier_times_the_base_rate(monkeypatch):
-    rates = []
-    fit = training.reward_model.fit
-    monkeypatch.setattr(training.reward_model, "fit", lambda *args: rates.append(args[3].learning_rate) or fit(*args))
+    rates, adamw = [], training.adamw
+    monkeypatch.setattr(training, "adamw", lambda *args: rates.append(args[1]) or adamw(*args))
     training.train(*load_base("0.2M"), EXAMPLES, Settings(learning_rate_multiplier=0.2))
     assert rates == [pytest.approx(1e-3)]
 
@@ -179,7 +180,7 @@ def test_the_key_of_a_job_holds_the_code_that_trains_and_no_other():
     known = sources.Sources(ROOT / "rlhf_lab")
     code = known.closure({"rlhf_lab.fine_tuning.training"}, sources.NEVER_PART_OF_AN_ARTEFACT)
     short = {module.removeprefix("rlhf_lab.") for module in code}
-    assert short == {"fine_tuning", "fine_tuning.training", "language_model", "packing", "reward_model", "sft"}
+    assert short == {"fine_tuning", "fine_tuning.training", "language_model", "sft"}
     recipe = known.closure({"rlhf_lab.fine_tuning.backends"}, sources.NEVER_PART_OF_AN_ARTEFACT)
     of_us = {module.removeprefix("rlhf_lab.fine_tuning.") for module in recipe if "fine_tuning." in module}
     assert of_us == {"backends", "local", "training"}  # neither the server nor who talks to it
@@ -249,6 +250,17 @@ def test_a_running_job_leaves_off_at_the_step_after_it_is_cancelled(backend, mon
     assert job.id not in str(backend.models())
 
 
+@pytest.mark.parametrize(("owner", "moment"), [(LocalBackend, "_run"), (local, "save_with_tokenizer")])
+def test_a_job_that_is_cancelled_as_it_begins_or_ends_stays_cancelled(backend, monkeypatch, owner, moment):
+    job, usual = backend.fine_tune(backend.upload(EXAMPLES), BASE, SETTINGS), getattr(owner, moment)
+    monkeypatch.setattr(owner, moment, lambda *args: backend.cancel(job.id) and usual(*args))
+    with pytest.raises(FineTuningError, match="has been cancelled"):
+        backend.wait(job.id)
+    assert backend.models() == local.BASE_MODELS
+    monkeypatch.undo()
+    assert backend.wait(backend.fine_tune(job.file, BASE, SETTINGS).id).status == "succeeded"
+
+
 # --- faults ---
 
 
@@ -303,8 +315,18 @@ def test_a_model_that_was_lost_or_damaged_is_trained_again(backend, trainings):
     weights = backend.model_folder(job.fine_tuned_model) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert backend.job(job.id).status == "queued" and job.fine_tuned_model not in backend.models()
-    assert backend.wait(backend.fine_tune(job.file, BASE, SETTINGS).id).fine_tuned_model == job.fine_tuned_model
+    backend.complete(job.fine_tuned_model, ["So"], max_tokens=1)
+    assert backend.wait(job.id) == replace(job, finished=backend.job(job.id).finished)
     assert len(trainings) == 2
+
+
+@pytest.mark.faults
+def test_what_many_upload_at_once_is_written_once(tmp_path, monkeypatch):
+    written, write = [], local.write
+    monkeypatch.setattr(local, "write", lambda *args: (time.sleep(0.1), written.append(args), write(*args)))
+    with ThreadPoolExecutor() as pool:
+        ids = set(pool.map(lambda _: LocalBackend(tmp_path).upload(EXAMPLES), range(4)))
+    assert (len(ids), len(written)) == (1, 1)
 
 
 @pytest.mark.faults
@@ -313,6 +335,17 @@ def test_a_line_of_events_that_is_being_written_is_not_read(backend, tmp_path):
     path = tmp_path / "fine_tuning" / "jobs" / job.id / "events.jsonl"
     path.write_text('{"step": 1, "loss": 2.5, "tokens": 9}\n{"step": 2, "lo')
     assert backend.events(job.id) == [Event(1, 2.5, 9)]
+
+
+@pytest.mark.faults
+def test_a_damaged_job_is_named_and_can_be_started_again(backend, tmp_path):
+    job = backend.fine_tune(backend.upload(EXAMPLES), BASE, SETTINGS)
+    path = tmp_path / "fine_tuning" / "jobs" / job.id / "job.json"
+    path.write_text('{"id": "ft')
+    with pytest.raises(FineTuningError, match=f"{job.id}.job.json is damaged: delete it"):
+        backend.models()
+    path.unlink()
+    assert backend.fine_tune(job.file, BASE, SETTINGS) == replace(job, created=backend.job(job.id).created)
 
 
 @pytest.mark.faults
@@ -338,10 +371,14 @@ def test_training_that_diverges_fails_with_the_step_and_the_remedy(backend, tmp_
         (lambda b: b.job("ftjob-../x"), FineTuningError, "There is no job"),
         (lambda b: b.complete("ft:base-0.2M::00", ["x"]), FineTuningError, "There is no model 'ft:base-0.2M::00'"),
         (lambda b: b.complete(BASE, [" tea" * 250]), ValueError, "do not fit the model's context of 256"),
+        (lambda b: b.complete(BASE, ["x"], stop="\n\n"), ValueError, "stop = .* pass a list of texts"),
+        (lambda b: b.complete(BASE, ["x"], stop=[""]), ValueError, "stop = .* none of them empty"),
         (lambda b: b.class_probability(BASE, [" tea" * 300]), ValueError, "300 tokens does not fit"),
         (lambda b: b.class_probability(BASE, [""]), ValueError, "A prompt is empty"),
         (lambda b: b.class_probability(BASE, ["x"], "10"), ValueError, "'10' is 2 tokens"),
         (lambda b: Settings(n_epochs=0), ValueError, "n_epochs=0.* at least 1"),
+        (lambda b: Settings(batch_size=8.0), ValueError, "batch_size are whole numbers"),
+        (lambda b: Settings(learning_rate_multiplier=math.nan), ValueError, "learning_rate_multiplier is a number"),
         (lambda b: Settings(prompt_loss_weight=2), ValueError, "prompt_loss_weight lies between 0 and 1"),
         (lambda b: Settings(layers="first"), ValueError, "layers is one of all, last"),
         (
@@ -363,6 +400,8 @@ def test_bad_input_gets_a_sentence(backend, ask, error, sentence):
 def test_examples_survive_the_way_through_a_file():
     odd = [("a\nb\u2028c", ' "quoted" \\n é \x85'), ("", "1")]
     assert from_jsonl(to_jsonl(odd), "f") == odd
+    foreign = "\r\n".join(json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) for p, c in odd)
+    assert from_jsonl(foreign, "f") == odd
 
 
 # --- what models say ---

@@ -5,6 +5,7 @@ What is asked of both: the answers of a `LocalBackend`, and counts of requests.
 
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -14,14 +15,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
 import openai
 import pytest
 
-from rlhf_lab import ROOT
-from rlhf_lab.fine_tuning import FineTuningError, Settings, backends, openai_backend, server
+from rlhf_lab import ROOT, checkpoints
+from rlhf_lab.fine_tuning import Completion, FineTuningError, Settings, backends, openai_backend, server
 from rlhf_lab.fine_tuning.local import LocalBackend
 from rlhf_lab.fine_tuning.openai_backend import TRIES, OpenAIBackend
 from rlhf_lab.fine_tuning.server import Server
@@ -118,6 +120,13 @@ def impatient(fault):
     return {"timeout": PATIENCE} if fault == "silence" else {}
 
 
+FULL = checkpoints.CacheError("The cache could not be saved: make room.")
+
+
+def openai_client(running, **options):
+    return openai.OpenAI(base_url=running.url, api_key="any", max_retries=0, **options)
+
+
 def sent(running, request):
     return running.requests.count(request)
 
@@ -161,7 +170,7 @@ def test_many_prompts_are_asked_in_portions_and_answered_as_on_this_machine(clie
 def test_the_wire_format_is_what_the_package_openai_promises(client, running):
     backend = client()
     job = backend.wait(backend.fine_tune(backend.upload(EXAMPLES), BASE, SETTINGS).id)
-    strict = openai.OpenAI(base_url=running.url, api_key="any", max_retries=0, _strict_response_validation=True)
+    strict = openai_client(running, _strict_response_validation=True)
     assert [found.id for found in strict.fine_tuning.jobs.list()] == [job.id]
     assert strict.fine_tuning.jobs.retrieve(job.id).trained_tokens == job.trained_tokens
     assert [event.data["step"] for event in strict.fine_tuning.jobs.list_events(job.id, limit=3)] == [4, 3, 2, 1]
@@ -250,6 +259,65 @@ def test_the_same_job_is_started_once_by_whoever_wants_it(client, running, tmp_p
     assert sent(running, ("POST", "/v1/files")) == 2
     assert later.fine_tune(job.file, BASE, SETTINGS, seed=1).id != job.id
     assert sent(running, START) == 2
+
+
+def at_once(clients, ask):
+    with ThreadPoolExecutor(len(clients)) as pool:
+        return [answer.result() for answer in [pool.submit(ask, client, i) for i, client in enumerate(clients)]]
+
+
+def test_who_wants_the_same_at_once_gets_it_and_it_is_paid_for_once(client, running, foreign, monkeypatch):
+    clients = [client(**FOREIGN, budget=100.0) for _ in range(4)]
+    whole = server._answer
+    monkeypatch.setattr(server, "_answer", lambda *about: time.sleep(0.2) or whole(*about))
+
+    def want(backend, _):
+        job = backend.fine_tune(backend.upload(EXAMPLES), BASE, PLAIN)
+        return job.id, backend.complete(BASE, [PROMPT], max_tokens=4)
+
+    first, *others = at_once(clients, want)
+    assert others == [first] * 3
+    assert [sent(running, request) for request in (("POST", "/v1/files"), START, ASK)] == [1, 1, 1]
+
+
+def test_who_spends_at_once_does_not_pass_the_budget(client, running, foreign):
+    clients = [client(**FOREIGN, count_tokens=lambda text: 100, budget=0.003) for _ in range(3)]
+
+    def want(backend, i):
+        try:
+            return backend.complete(BASE, ["So"], max_tokens=4, seed=i)  # at most $.00208, and about .0001 in the end
+        except BudgetError:
+            return None
+
+    whole, running.place = server._answer, None
+    assert all(at_once(clients, want))  # one after the other, with what the answers before have cost
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "_answer", lambda *about: whole(*about) | {"usage": None})  # so the most is what counts
+        assert len([answer for answer in at_once(clients, lambda backend, i: want(backend, 10 + i)) if answer]) == 1
+
+
+def test_two_clients_and_a_job_do_not_disturb_each_other(client, running):
+    backend = client()
+    job = backend.fine_tune(backend.upload(EXAMPLES), BASE, LONG)
+    found = at_once([client(), client()], lambda one, i: one.complete(BASE, [PROMPT] * 4, max_tokens=8, seed=i))
+    assert found == [running.backend.complete(BASE, [PROMPT] * 4, max_tokens=8, seed=i) for i in range(2)]
+    assert not backend.cancel(job.id).error
+
+
+@pytest.mark.faults
+def test_one_file_is_written_by_one_at_a_time(client, monkeypatch):
+    write, writing, most = openai_backend.write, [], []
+
+    def slow(*args):
+        writing.append(args)
+        most.append(len(writing))
+        time.sleep(0.1)
+        write(*args)
+        writing.pop()
+
+    monkeypatch.setattr(openai_backend, "write", slow)
+    answers = at_once([client() for _ in range(3)], lambda one, _: one.complete(BASE, [PROMPT], max_tokens=4))
+    assert answers == [answers[0]] * 3 and max(most) == 1
 
 
 @pytest.mark.faults
@@ -474,6 +542,19 @@ def test_on_a_full_disk_no_job_is_started_and_no_answer_is_lost(client, running)
 
 
 @pytest.mark.faults
+def test_a_server_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(client, running, monkeypatch):
+    backend = client()
+    file = backend.upload(EXAMPLES)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalBackend, "_update", lambda *args, **changes: (_ for _ in ()).throw(FULL))
+        job = backend.fine_tune(file, BASE, SETTINGS)
+        with pytest.raises(FineTuningError, match="has failed: The cache .* make room"):
+            backend.wait(job.id)
+        assert next(iter(openai_client(running).fine_tuning.jobs.list())).status == "failed"
+    assert backend.wait(backend.fine_tune(file, BASE, SETTINGS).id).status == "succeeded"
+
+
+@pytest.mark.faults
 def test_a_damaged_file_of_the_ledger_is_named(client):
     backend = client()
     file = backend.upload(EXAMPLES)
@@ -544,6 +625,50 @@ def test_a_job_that_was_refused_is_not_paid_for(client, running, foreign):
     assert backend.wait(backend.fine_tune(file, BASE, PLAIN).id).status == "succeeded"
 
 
+def test_what_was_paid_for_a_job_that_failed_still_counts_when_the_next_one_is_refused(client, running, foreign):
+    count = {"count_tokens": lambda text: 100}  # $.012 a job
+    backend = client(**FOREIGN, **count, budget=0.025)
+    file = backend.upload(EXAMPLES)
+    backend.cancel(backend.fine_tune(file, BASE, replace(PLAIN, n_epochs=2, batch_size=1)).id)  # $.024
+    with pytest.raises(BudgetError, match=r"\$0\.02 are spent already"):
+        backend.fine_tune(file, BASE, replace(PLAIN, n_epochs=2, batch_size=1))
+    richer = client(**FOREIGN, **count, budget=0.05)
+    running.place, running.faults = START, [("400", False)]
+    with pytest.raises(openai_backend.RefusedError):
+        richer.fine_tune(file, BASE, replace(PLAIN, n_epochs=2, batch_size=1))
+    with pytest.raises(BudgetError, match=r"\$0\.02 are spent already"):
+        backend.fine_tune(file, BASE, PLAIN)
+
+
+def test_an_answer_costs_what_the_server_counts(client, running, foreign):
+    dear = {"prices": Prices(0, 1000)}  # a dollar a token
+    client(**dear, budget=100.0).complete(BASE, [PROMPT], max_tokens=4, temperature=0)
+    tokens = running.backend.count_tokens(BASE, [PROMPT]) + 4
+    with pytest.raises(BudgetError, match=rf"\${tokens}\.00 are spent already"):
+        client(**dear, budget=tokens).complete(BASE, [PROMPT], max_tokens=5)
+
+
+def test_a_server_that_is_free_needs_no_budget(client, foreign):
+    assert len(client(prices=Prices(0, 0)).complete(BASE, [PROMPT], max_tokens=4)) == 1
+
+
+def test_only_a_server_of_this_machine_can_be_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(OpenAIBackend, "_call", lambda *args: True)  # whatever it says of itself
+    assert OpenAIBackend("http://localhost:1/v1", tmp_path)._ours()
+    assert not OpenAIBackend("https://example.org/v1", tmp_path)._ours()
+
+
+def test_classes_of_which_a_server_tells_the_least_number_have_a_probability():
+    def answer(**top):
+        return Completion("", (), "length", (), (top,))
+
+    asked = ("", "a", "b")
+    assert openai_backend._share(answer(a=-9999.0, b=0.0), *asked) == 0
+    assert openai_backend._share(answer(a=0.0, b=-9999.0), *asked) == 1
+    assert openai_backend._share(answer(a=-9999.0, b=-9999.0), *asked) == 0.5
+    assert openai_backend._share(answer(a=math.log(0.6), b=math.log(0.2)), *asked) == pytest.approx(0.75)
+
+
 def test_a_confirmation_sees_the_estimate(client, foreign):
     asked = []
     backend = client(**FOREIGN, count_tokens=lambda text: 100, confirm=lambda estimate: asked.append(estimate) or True)
@@ -593,6 +718,27 @@ def test_a_key_that_a_server_repeats_in_an_answer_is_not_kept(client, tmp_path, 
     assert len(kept) == 1 and FAKE_KEY not in kept[0].read_text()
 
 
+def test_a_word_in_the_place_of_a_key_is_left_in_answers(client, running, monkeypatch):
+    monkeypatch.setenv(openai_backend.KEY, "e")
+    assert client().complete(BASE, [PROMPT]) == running.backend.complete(BASE, [PROMPT])
+
+
+@pytest.mark.parametrize("key", [f"{FAKE_KEY}\nx", f"{FAKE_KEY} x", f"{FAKE_KEY}\u00e9"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(tmp_path, monkeypatch, key):
+    monkeypatch.setenv(openai_backend.KEY, key)
+    with pytest.raises(FineTuningError, match=f"{openai_backend.KEY} holds a blank or another") as error:
+        OpenAIBackend(folder=tmp_path)
+    assert FAKE_KEY[:6] not in str(error.value)
+    monkeypatch.setenv(openai_backend.KEY, f" {FAKE_KEY}\n")
+    OpenAIBackend(folder=tmp_path)
+
+
+def test_a_key_in_an_address_is_refused_and_not_shown(tmp_path):
+    with pytest.raises(FineTuningError, match="address of a server holds no key") as error:
+        OpenAIBackend(f"https://me:{FAKE_KEY}@example.org/v1", tmp_path)
+    assert FAKE_KEY[:6] not in str(error.value)
+
+
 def test_without_a_key_one_sentence_says_where_it_goes(tmp_path, monkeypatch, running):
     monkeypatch.delenv(openai_backend.KEY)
     with pytest.raises(FineTuningError, match=f"environment variable {openai_backend.KEY}, and nowhere else"):
@@ -601,6 +747,10 @@ def test_without_a_key_one_sentence_says_where_it_goes(tmp_path, monkeypatch, ru
 
 
 # --- the server ---
+
+
+def start(client, **options):
+    return client.fine_tuning.jobs.create(model=BASE, training_file="file-1", **options)
 
 
 def refused(url, **headers):
@@ -617,23 +767,38 @@ def test_the_server_answers_no_web_page(running):
     assert running._http.server_address[0] == "127.0.0.1"
 
 
+@pytest.mark.parametrize("length", [str(server.LARGEST_BODY + 1), "-1"])
+def test_a_body_that_is_too_large_is_not_read(running, length):
+    assert refused(running.url + "/completions", **{"Content-Length": length})[0] == 413
+    assert refused(running.url + "/completions", **{"Content-Length": length, "Origin": "null"})[0] == 403
+
+
+def test_a_client_that_falls_silent_is_not_waited_for(running, monkeypatch):
+    monkeypatch.setattr(server._Handler, "timeout", 0.1)
+    assert "timed out" in refused(running.url + "/completions", **{"Content-Length": "10"})[1]
+
+
 @pytest.mark.parametrize(
     ("ask", "sentence"),
     [
         (lambda c: c.files.create(file=("t.jsonl", b'{"prompt": "a"}'), purpose="fine-tune"), "t.jsonl, line 1: write"),
         (lambda c: c.files.retrieve("file-1"), "no 'file-1'"),
-        (lambda c: c.fine_tuning.jobs.create(model=BASE, training_file="file-1"), "no file 'file-1'"),
+        (lambda c: start(c), "no file 'file-1'"),
         (lambda c: c.fine_tuning.jobs.create(model="/etc", training_file="file-1"), "no '/etc'"),
         (lambda c: c.fine_tuning.jobs.retrieve("..%2F..%2Fx"), "There is no"),
         (lambda c: c.completions.create(model=BASE, prompt=" tea" * 300), "do not fit"),
         (lambda c: c.post("/completions", cast_to=object, body={"model": BASE}), "field 'prompt' is missing"),
         (lambda c: c.get("/chat", cast_to=object), "no GET /v1/chat here"),
+        (lambda c: c.completions.create(model=BASE, prompt="x", n=2), "one n only, 1: leave"),
+        (lambda c: c.completions.create(model=BASE, prompt="x", stop="\n", echo=True), "one echo only, False"),
+        (lambda c: start(c, method={"type": "dpo"}), "by the method supervised, not dpo"),
+        (lambda c: start(c, metadata={"x": 1}), "names and texts"),
+        (lambda c: start(c, extra_body={"layers": "first"}), "layers is one of all, last"),
     ],
 )
 def test_the_server_says_what_is_wrong(running, ask, sentence):
-    plain = openai.OpenAI(base_url=running.url, api_key="any", max_retries=0)
     with pytest.raises(openai.APIStatusError) as error:
-        ask(plain)
+        ask(openai_client(running))
     assert error.value.status_code in (400, 404) and sentence in str(error.value)
 
 

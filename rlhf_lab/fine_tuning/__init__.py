@@ -5,7 +5,9 @@ server that speaks its language, or at our own (server.py), which puts that lang
 `backends.connect` gives either by name. What both say and are told is defined here.
 """
 
+import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,8 +40,10 @@ class Settings:
     layers: str = "all"  # or "last", as the source believed of OpenAI's API (`training.parameters`)
 
     def __post_init__(self):
-        if min(self.n_epochs, self.batch_size) < 1 or self.learning_rate_multiplier <= 0:
-            raise ValueError(f"{self}: n_epochs and batch_size are at least 1, learning_rate_multiplier is above 0.")
+        if not all(isinstance(number, int) and number > 0 for number in (self.n_epochs, self.batch_size)):
+            raise ValueError(f"{self}: n_epochs and batch_size are whole numbers, at least 1.")
+        if not 0 < self.learning_rate_multiplier < math.inf:
+            raise ValueError(f"{self}: learning_rate_multiplier is a number above 0.")
         if not 0 <= self.prompt_loss_weight <= 1:
             raise ValueError(f"{self}: prompt_loss_weight lies between 0 and 1.")
         if self.layers not in LAYERS:
@@ -155,7 +159,7 @@ def to_jsonl(examples: Sequence[tuple[str, str]]) -> str:
 def from_jsonl(text: str, name: str) -> list[tuple[str, str]]:
     """The pairs in such a file. Raises FineTuningError, with the line, where it is not one; `name` says which file."""
     examples = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text), start=1):  # JSON may hold separators at which `splitlines` cuts
         try:
             row = json.loads(line)
             pair = row["prompt"], row["completion"]
@@ -179,12 +183,20 @@ def requests(prompts: Sequence[str], seed: int) -> Iterator[tuple[Sequence[str],
         yield prompts[start : start + PROMPTS_PER_REQUEST], seed + number * SEED_STEP
 
 
+def check_stop(stop: Sequence[str]) -> None:
+    """Raises ValueError for a bare string, whose every letter would end an answer, and for an empty stop sequence."""
+    if "" in stop:  # as in every string
+        raise ValueError(f"stop = {stop!r}: pass a list of texts, none of them empty.")
+
+
 def succeeded(job: Job) -> Job:
     """The job itself. Raises FineTuningError for one that came to another end."""
     if job.status == SUCCEEDED:
         return job
     reason = f": {job.error}" if job.error else "."
-    raise FineTuningError(f"Job {job.id}, fine-tuning {job.model}, has {_ENDED[job.status]}{reason}")
+    raise FineTuningError(
+        f"Job {job.id}, fine-tuning {job.model}, has {_ENDED.get(job.status, 'been interrupted')}{reason}"
+    )
 
 
-_ENDED = {FAILED: "failed", CANCELLED: "been cancelled", QUEUED: "been interrupted and is queued again"}
+_ENDED = {FAILED: "failed", CANCELLED: "been cancelled"}

@@ -37,6 +37,7 @@ from rlhf_lab.fine_tuning import (
     FineTuningError,
     Job,
     Settings,
+    check_stop,
     from_jsonl,
     requests,
     succeeded,
@@ -73,8 +74,8 @@ class LocalBackend:
     def upload(self, examples: Sequence[tuple[str, str]]) -> str:
         text = to_jsonl(examples)
         file = f"file-{_digest(text)}"
-        if not self._file(file).exists():
-            with checkpoints.writable(self._files):
+        with self._writing():
+            if not self._file(file).exists():
                 write(self._file(file), text)
         return file
 
@@ -160,8 +161,7 @@ class LocalBackend:
         try:
             checkpoints.stored(self._artefact(key), train, save_with_tokenizer, _not_yet, described)
         except _LeaveOff:
-            if self.job(id).status != CANCELLED:
-                self._update(id, status=QUEUED)
+            self._update(id, status=QUEUED)
         except Exception as error:
             with suppress(checkpoints.CacheError):  # the disk may be full
                 self._update(id, status=FAILED, error=str(error), finished=int(time.time()))
@@ -188,8 +188,11 @@ class LocalBackend:
         path = self._jobs / id / "job.json"
         if not re.fullmatch(r"ftjob-[0-9a-f]+", id) or not path.exists():
             return None
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        job = Job(**fields | {"settings": Settings(**fields["settings"])})
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            job = Job(**fields | {"settings": Settings(**fields["settings"])})
+        except (ValueError, KeyError, TypeError):
+            raise FineTuningError(f"{path} is damaged: delete it, and start the job again.") from None
         lost = job.status == SUCCEEDED and not checkpoints.whole(self._artefact(id.removeprefix("ftjob-")))
         return replace(job, status=QUEUED, finished=None) if lost else job  # the cache was cleared
 
@@ -197,8 +200,10 @@ class LocalBackend:
         write(self._jobs / job.id / "job.json", json.dumps(asdict(job), indent=1) + "\n")
 
     def _update(self, id: str, **changes) -> None:
+        """Unless it was cancelled meanwhile, at whatever moment."""
         with self._writing():
-            self._write(replace(self._read(id), **changes))
+            if (job := self._read(id)).status != CANCELLED:
+                self._write(replace(job, **changes))
 
     @contextmanager
     def _writing(self):
@@ -219,11 +224,14 @@ class LocalBackend:
         return self.folder / f"fine_tuned-{key}"
 
     def model_folder(self, name: str) -> Path:
-        """Where the files of a model are."""
+        """Where the files of a model are. One that was fine-tuned here and is lost or damaged is trained again."""
         if name in BASE_MODELS:
             return BASE_MODELS[name]
         if found := re.fullmatch(r"ft:.*:([0-9a-f]+)", name):
-            if checkpoints.whole(folder := self._artefact(found[1])):
+            folder, job = self._artefact(found[1]), f"ftjob-{found[1]}"
+            if not checkpoints.whole(folder) and self._read(job):
+                self.wait(job)
+            if checkpoints.whole(folder):
                 return folder
         elif (Path(name) / "config.json").is_file():
             return Path(name).resolve()
@@ -258,6 +266,7 @@ class LocalBackend:
     ) -> list[Completion]:
         """As `Backend.complete`; `also` are tokens whose log-probabilities `top` has beside those of the likeliest.
         Raises ValueError for a prompt that is empty or too long."""
+        check_stop(stop)
         network, tokenizer = _loaded(self.model_folder(model))
         reported = [_single_token(tokenizer, token) for token in also]
         answers = []

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import openai
+from filelock import FileLock
 
 from rlhf_lab import checkpoints
 from rlhf_lab.files import write
@@ -38,6 +40,7 @@ from rlhf_lab.fine_tuning import (
     Job,
     Settings,
     beyond_openai,
+    check_stop,
     requests,
     succeeded,
     to_jsonl,
@@ -52,6 +55,7 @@ TRIES = 6
 LONGEST_PAUSE = 60.0  # seconds
 FIRST_LOOK = 0.1  # seconds, after which a new job is looked at
 LONGEST_REASON = 300  # characters of what a server says
+SHORTEST_KEY = 16  # characters; what is shorter holds the place of a key, and may be a word of an answer
 JOBS_A_PAGE, EVENTS_A_PAGE = 100, 1000
 HASH = "content"  # the field of a job's metadata that holds the hash of what it is made of
 OUT_OF_MONEY = "insufficient_quota"  # a 429 that no pause helps
@@ -106,16 +110,18 @@ class OpenAIBackend:
     def upload(self, examples: Sequence[tuple[str, str]]) -> str:
         text = to_jsonl(examples)
         content = _hash(text)
-        known = self._load("files", content)
-        if known and self._there(self._client.files.with_raw_response.retrieve, known["file"]):
-            return known["file"]
-        file = ("train.jsonl", text.encode(), "application/jsonl")
-        sent = self._call(
-            lambda: self._client.files.with_raw_response.create(file=file, purpose="fine-tune"),
-            lambda answer: answer["id"],
-        )
-        tokens = training_cost(examples, 1, Prices(0, 0), self.count_tokens).tokens
-        self._save("files", content, {"file": sent, "content": content, "tokens": tokens, "examples": len(examples)})
+        with self._alone():
+            known = self._load("files", content)
+            if known and self._there(self._client.files.with_raw_response.retrieve, known["file"]):
+                return known["file"]
+            file = ("train.jsonl", text.encode(), "application/jsonl")
+            sent = self._call(
+                lambda: self._client.files.with_raw_response.create(file=file, purpose="fine-tune"),
+                lambda answer: answer["id"],
+            )
+            tokens = training_cost(examples, 1, Prices(0, 0), self.count_tokens).tokens
+            about = {"file": sent, "content": content, "tokens": tokens, "examples": len(examples)}
+            self._save("files", content, about)
         return sent
 
     def _uploaded(self, file: str) -> dict:
@@ -131,9 +137,7 @@ class OpenAIBackend:
         BudgetError where the job may not be paid for."""
         uploaded = self._uploaded(file)
         content = _hash(json.dumps([self.base_url, uploaded["content"], model, asdict(settings), seed]))
-        with checkpoints.writable(self.folder):
-            lock = checkpoints.locked(self.folder / "ledger" / f"{content}.lock", "waiting for another process' job")
-        with lock:
+        with self._alone():
             if job := self._begun(content):
                 return job
             return self._begin(content, uploaded, model, settings, seed, suffix)
@@ -155,7 +159,9 @@ class OpenAIBackend:
                 f"{self.base_url} knows no {' and no '.join(extra)}, only our own server does: leave it at its "
                 "default, or start 'python -m rlhf_lab serve' and give its address."
             )
-        dollars = self._approve_training(uploaded, settings) + self._paid_for_failures(content)
+        known = self._load("ledger", content) or {}
+        paid = known if known.get("state") == "started" else {}  # for jobs of this content that came to a bad end
+        dollars = self._approve_training(uploaded, settings) + paid.get("dollars", 0.0)
         self._save("ledger", content, {"state": "starting", "dollars": dollars})
         chosen = {name: getattr(settings, name) for name in HYPERPARAMETERS}
         request = {
@@ -171,15 +177,10 @@ class OpenAIBackend:
         try:
             job = self._call(send, _job, instead=lambda: self._find(content))
         except RefusedError:
-            self._path("ledger", content).unlink()
+            self._save("ledger", content, paid)
             raise
         self._save("ledger", content, {"state": "started", "dollars": dollars, "job": job.id})
         return job
-
-    def _paid_for_failures(self, content: str) -> float:
-        """Dollars for earlier jobs of this content, which were started and came to a bad end."""
-        known = self._load("ledger", content) or {}
-        return known["dollars"] if known.get("state") == "started" else 0.0
 
     def _approve_training(self, uploaded: dict, settings: Settings) -> float:
         if self._ours():
@@ -248,6 +249,7 @@ class OpenAIBackend:
         seed: int = 0,
     ) -> list[Completion]:
         """As `Backend.complete`, in portions, each kept on disk. Raises BudgetError where it may not be paid for."""
+        check_stop(stop)
         question = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         question |= {"stop": list(stop)} if stop else {}
         question |= {"logprobs": logprobs} if logprobs is not None else {}
@@ -268,17 +270,23 @@ class OpenAIBackend:
 
     def _ask(self, question: dict, prompts: Sequence[str], seed: int) -> list[Completion]:
         portions = [question | {"prompt": list(some), "seed": its_seed} for some, its_seed in requests(prompts, seed)]
-        new = [portion for portion in portions if self._answer_kept(portion) is None]
-        if new and not self._ours():
-            self._approve_questions(new)
-        return [answer for portion in portions for answer in self._answer(portion)]
+        if all(map(self._answer_kept, portions)) or self._ours():
+            return self._answers(portions)
+        with self._alone():
+            if new := [portion for portion in portions if not self._answer_kept(portion)]:
+                self._approve_questions(new)
+            return self._answers(portions)
 
-    def _answer(self, portion: dict) -> list[Completion]:
+    def _answers(self, portions: Sequence[dict]) -> list[Completion]:
+        return [answer for portion in portions for answer in _completions(self._answer(portion))]
+
+    def _answer(self, portion: dict) -> dict:
         answer = self._answer_kept(portion)
         if answer is None:
             answer = self._call(lambda: self._send(portion), lambda answer: _checked(answer, portion))
-            self._save("completions", _hash(json.dumps(portion)), {"question": portion, "answer": answer})
-        return _completions(answer)
+            kept = {"question": portion, "answer": answer, "dollars": self._price(portion, answer)}
+            self._save("completions", _hash(json.dumps(portion)), kept)
+        return answer
 
     def _answer_kept(self, portion: dict) -> dict | None:
         kept = self._load("completions", _hash(json.dumps(portion)))
@@ -290,27 +298,32 @@ class OpenAIBackend:
         return self._client.completions.with_raw_response.create(**asked, extra_body=extra)
 
     def _approve_questions(self, portions: Sequence[dict]) -> None:
-        prompts = [prompt for portion in portions for prompt in portion["prompt"]]
-        tokens = sum(map(self.count_tokens, prompts)) + len(prompts) * portions[0]["max_tokens"]
+        count, tokens = sum(len(portion["prompt"]) for portion in portions), sum(map(self._most_tokens, portions))
         dollars = tokens * self._purse.known_prices().inference / 1000
-        self._approve(Estimate(f"{len(prompts):,} completions by {portions[0]['model']}, at most", tokens, dollars))
+        self._approve(Estimate(f"{count:,} completions by {portions[0]['model']}, at most", tokens, dollars))
+
+    def _most_tokens(self, portion: dict) -> int:
+        return sum(self.count_tokens(prompt) + portion["max_tokens"] for prompt in portion["prompt"])
 
     # --- money ---
 
     def _approve(self, estimate: Estimate) -> None:
         """By what the folder says was spent, by whatever process."""
-        jobs = [_read(path).get("dollars", 0.0) for path in (self.folder / "ledger").glob("*.json")]
-        answers = [self._dollars(_read(path)["answer"]) for path in (self.folder / "completions").glob("*.json")]
-        self._purse.approve(estimate, sum(jobs) + sum(answers))
+        paid = [path for kind in ("ledger", "completions") for path in (self.folder / kind).glob("*.json")]
+        self._purse.approve(estimate, sum(_read(path).get("dollars", 0.0) for path in paid))
 
-    def _dollars(self, answer: dict) -> float:
-        prices = self._purse.prices or Prices(0, 0)
-        return answer.get("usage", {}).get("total_tokens", 0) * prices.inference / 1000
+    def _price(self, portion: dict, answer: dict) -> float:
+        """Dollars for an answer: for the tokens that the server counts or, if it does not, for the most there can be."""
+        if self._ours():
+            return 0.0
+        usage = answer.get("usage")
+        told = usage.get("total_tokens") if isinstance(usage, dict) else None
+        return (told or self._most_tokens(portion)) * self._purse.known_prices().inference / 1000
 
     def _ours(self) -> bool:
-        """Whether this is our own server: free, and in the know of our extensions."""
+        """Whether this is our own server: on this machine, free, and in the know of our extensions."""
         if self._known_as_ours is None:
-            self._known_as_ours = self._call(
+            self._known_as_ours = _on_this_machine(self.base_url) and self._call(
                 self._client.models.with_raw_response.list,
                 lambda answer: any(model.get("owned_by") == OWNER for model in answer["data"]),
             )
@@ -324,7 +337,7 @@ class OpenAIBackend:
         for number in range(1, TRIES + 1):
             text, advised = None, 0.0
             try:
-                text = send().text.replace(self._client.api_key, "...")  # should it be repeated
+                text = self._without_key(send().text)
             except openai.APIStatusError as error:
                 reason, advised = self._reason(error), _retry_after(error)
                 if not _passing(error):
@@ -359,12 +372,16 @@ class OpenAIBackend:
         return self._call(send, bool)
 
     def _reason(self, error: openai.APIStatusError) -> str:
-        """What the server says, without the key, which some of them repeat."""
+        """What the server says."""
         if error.status_code == 401:
             return f"it does not accept the key in {KEY}."
         said = error.body.get("message") if isinstance(error.body, dict) else None
-        text = f"{error.status_code}, {said or type(error).__name__}"
-        return text.replace(self._client.api_key, "...")[:LONGEST_REASON]
+        return self._without_key(f"{error.status_code}, {said or type(error).__name__}")[:LONGEST_REASON]
+
+    def _without_key(self, text: str) -> str:
+        """What a server says without the key, which some of them repeat."""
+        key = self._client.api_key
+        return text.replace(key, "...") if len(key) >= SHORTEST_KEY else text
 
     # --- on disk ---
 
@@ -379,13 +396,23 @@ class OpenAIBackend:
         path = self._path(kind, name)
         self._unsaved[path] = value
         try:
-            write(path, json.dumps(value) + "\n")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".writing.lock"):  # another process may save the same
+                write(path, json.dumps(value) + "\n")
         except OSError as error:
             raise FineTuningError(
                 f"{self.folder} cannot be written ({error.strerror}): make room or allow it, and do the same again; "
                 "what was started or answered is not paid for twice."
             ) from None
-        del self._unsaved[path]
+        self._unsaved.pop(path, None)
+
+    def _alone(self):
+        """A context in which no other process sends a file, starts a job or asks what has a price: nothing is done
+        twice, and what one has spent the next one knows."""
+        with checkpoints.writable(self.folder):
+            return checkpoints.locked(
+                self.folder / ".asking.lock", f"waiting for another process, which asks {self.base_url}"
+            )
 
     def _path(self, kind: str, name: str) -> Path:
         return self.folder / kind / f"{name}.json"
@@ -397,10 +424,20 @@ class _Absent:
     text = "{}"
 
 
+def _on_this_machine(base_url: str) -> bool:
+    return urlsplit(base_url).hostname in LOOPBACK
+
+
 def _key(base_url: str) -> str:
-    if key := os.environ.get(KEY):
+    if "@" in urlsplit(base_url).netloc:
+        raise FineTuningError(
+            f"The address of a server holds no key, so put yours into the environment variable {KEY}."
+        )
+    if key := os.environ.get(KEY, "").strip():
+        if not re.fullmatch("[!-~]+", key):
+            raise FineTuningError(f"{KEY} holds a blank or another character that no key has: copy your key once more.")
         return key
-    if urlsplit(base_url).hostname in LOOPBACK:
+    if _on_this_machine(base_url):
         return "no-key-needed"  # the package wants one; a server of this machine does not
     raise FineTuningError(
         f"{base_url} wants a key: put yours into the environment variable {KEY}, and nowhere else, or start 'python -m "
@@ -493,4 +530,6 @@ def _share(answer: Completion, prompt: str, positive: str, negative: str) -> flo
             f"The server tells the {len(top)} likeliest tokens after ...{prompt[-20:]!r}, and {missing[0]!r} is none "
             "of them, so its probability is unknown: train the model on these classes first, or use our own server."
         )
-    return 1 / (1 + math.exp(top[negative] - top[positive]))
+    most = max(top[positive], top[negative])  # so that one of the two is 1: some servers tell -9999 for a zero
+    yes, no = math.exp(top[positive] - most), math.exp(top[negative] - most)
+    return yes / (yes + no)

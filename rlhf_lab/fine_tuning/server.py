@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 from rlhf_lab.errors import CourseError
 from rlhf_lab.fine_tuning import (
     EXTENSIONS,
+    FAILED,
     HYPERPARAMETERS,
     OWNER,
     SUCCEEDED,
@@ -34,9 +36,12 @@ from rlhf_lab.fine_tuning.local import LocalBackend
 
 HOST, PORT = "127.0.0.1", 8008
 LARGEST_BODY = 512 * 2**20  # bytes
+PATIENCE = 60  # seconds, for which a client may be silent in the middle of its request
 SECONDS_TO_END = 0.05
 PAGE = 20  # jobs or events, where a request does not say how many
 TOKENS = 16  # of a completion, where a request does not say how many
+FIXED = {"n": 1, "best_of": 1, "top_p": 1, "echo": False, "stream": False, "logit_bias": {}, "suffix": ""}
+FIXED |= {"presence_penalty": 0, "frequency_penalty": 0}  # fields of a completion that can have this value only
 
 
 class Server:
@@ -48,11 +53,12 @@ class Server:
         self.backend = LocalBackend(folder)
         try:
             self._http = ThreadingHTTPServer((HOST, port), _Handler)
-        except OSError as error:
-            raise FineTuningError(f"Port {port} cannot be used ({error.strerror}): name another one.") from None
+        except (OSError, OverflowError) as error:
+            raise FineTuningError(f"Port {port} cannot be used ({error}): name another one.") from None
         self._http.daemon_threads = True
         self._http.course = self
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._failures: dict[str, str] = {}  # what may not have been written down, job by job
         work = (functools.partial(self._http.serve_forever, SECONDS_TO_END), self._train)
         self._threads = [threading.Thread(target=target, daemon=True) for target in work]
 
@@ -78,12 +84,22 @@ class Server:
     def enqueue(self, job: Job) -> None:
         """Train it when its turn comes, unless it is over."""
         if not job.over:
+            self._failures.pop(job.id, None)
             self._queue.put(job.id)
+
+    def job(self, job: Job) -> Job:
+        """What is to be told of a job: it has failed also where the disk is too full to say so."""
+        failure = "" if job.over else self._failures.get(job.id, "")
+        return replace(job, status=FAILED, error=failure) if failure else job
 
     def _train(self) -> None:
         while (id := self._queue.get()) is not None:
-            with suppress(Exception):  # the job's own status says what went wrong
+            try:
                 self.backend.wait(id)
+            except FineTuningError:
+                pass  # the job's own status says what went wrong
+            except Exception as error:
+                self._failures[id] = str(error)
 
 
 def serve(port: int = PORT, folder: Path | None = None) -> None:
@@ -104,6 +120,7 @@ class _Refusal(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     server_version = "rlhf_lab"
+    timeout = PATIENCE
 
     def do_GET(self) -> None:
         self._answer()
@@ -116,9 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         try:
-            body = self.rfile.read(self._length())
             self._check_sender()
-            status, answer = 200, self._route(body)
+            status, answer = 200, self._route(self.rfile.read(self._length()))
         except _Refusal as refusal:
             status, answer = refusal.status, _error(str(refusal), "invalid_request_error")
         except (ValueError, KeyError, TypeError, AttributeError, CourseError) as error:
@@ -130,8 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _length(self) -> int:
         length = int(self.headers.get("Content-Length") or 0)
-        if length > LARGEST_BODY:
-            self.close_connection = True
+        if not 0 <= length <= LARGEST_BODY:
             raise _Refusal(413, f"The request has {length} bytes, and {LARGEST_BODY} are the most.")
         return length
 
@@ -182,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _job(self, id: str) -> Job:
         try:
-            return self._backend.job(id)
+            return self.server.course.job(self._backend.job(id))
         except FineTuningError as error:
             raise _Refusal(404, str(error)) from None
 
@@ -196,17 +211,22 @@ class _Handler(BaseHTTPRequestHandler):
         return _file(id, self._backend.files()[id])
 
     def _start(self, request: dict) -> dict:
-        method = (request.get("method") or {}).get("supervised") or {}
-        chosen = method.get("hyperparameters") or request.get("hyperparameters") or {}
+        method, metadata = request.get("method") or {}, request.get("metadata") or {}
+        if method.get("type", "supervised") != "supervised":
+            raise _Refusal(400, f"This server trains by the method supervised, not {method['type']}.")
+        if not all(isinstance(word, str) for item in metadata.items() for word in item):
+            raise _Refusal(400, "The metadata of a job are names and texts.")
+        supervised = method.get("supervised") or {}
+        chosen = supervised.get("hyperparameters") or request.get("hyperparameters") or {}
         given = {name: value for name, value in chosen.items() if value not in ("auto", None)}
         given |= {name: request[name] for name in EXTENSIONS if name in request}
         job = self._backend.fine_tune(
             request["training_file"],
             self._known(request["model"], self._backend.models()),
             Settings(**given),
-            request.get("seed") or 0,
+            int(request.get("seed") or 0),
             request.get("suffix") or "",
-            request.get("metadata"),
+            metadata,
         )
         self.server.course.enqueue(job)
         return _job(job)
@@ -214,12 +234,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _jobs(self, query: dict) -> dict:
         wanted = {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[")}
         jobs = [job for job in self._backend.jobs() if wanted.items() <= job.metadata.items()]
-        return _page([_job(job) for job in jobs], query)
+        return _page([_job(self.server.course.job(job)) for job in jobs], query)
 
     def _events(self, job: Job, query: dict) -> dict:
         return _page([_event(job, event) for event in reversed(self._backend.events(job.id))], query)
 
     def _complete(self, request: dict) -> dict:
+        if other := [name for name, only in FIXED.items() if request.get(name) not in (None, only)]:
+            raise _Refusal(400, f"This server has one {other[0]} only, {FIXED[other[0]]!r}: leave the field away.")
         prompts, stop = ([x] if isinstance(x, str) else x or [] for x in (request["prompt"], request.get("stop")))
         completions = self._backend.complete(
             self._known(request["model"], self._backend.models()),
@@ -235,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, answer: dict | bytes) -> None:
         body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        with suppress(ConnectionError):  # the client has left
+        with suppress(ConnectionError, TimeoutError):  # the client has left
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -57,7 +57,7 @@ class Purse:
 
     def approve(self, estimate: Estimate, spent: float) -> None:
         """Raises BudgetError, one sentence, unless this may be spent after the dollars that are `spent` already."""
-        if self.budget is None and self.confirm is None:
+        if estimate.dollars and self.budget is None and self.confirm is None:
             raise BudgetError(f"Nothing is spent unasked ({estimate}): pass `budget`, in dollars, or `confirm`.")
         if self.budget is not None and spent + estimate.dollars > self.budget:
             raise BudgetError(

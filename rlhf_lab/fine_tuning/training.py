@@ -5,19 +5,23 @@ key.
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
-from rlhf_lab import reward_model
 from rlhf_lab.fine_tuning import Event, FineTuningError, Settings
-from rlhf_lab.language_model import encode, load_with_tokenizer, response_log_probabilities
+from rlhf_lab.language_model import encode, length_batches, load_with_tokenizer, response_log_probabilities
+from rlhf_lab.sft import adamw, update
 
 LADDER_RATE = 5e-3  # of our models: a multiplier of .1, as the source has it, is then the 5e-4 of `SFTConfig`
 ELSEWHERE_RATE = 3e-4  # of GPT-3's with 350 and 760 million parameters (arXiv 2005.14165, table 2.1)
 ROOM = 1024  # tokens an example, for a model that does not say how many it can read
 LADDER_SIZE = 10_000_000  # parameters; no model on the ladder has as many
+WARMUP, FINAL_SHARE = 0.05, 0.1  # share of the steps; share of the rate, InstructGPT (arXiv 2203.02155) appendix C
+MAX_GRADIENT_NORM = 1.0
 
 
 def fine_tune(
@@ -49,34 +53,49 @@ def train(
     longer a number."""
     room = getattr(model.config, "max_position_embeddings", None) or ROOM
     encoded = [encode(tokenizer, prompt, completion, room) for prompt, completion in examples]
-    config = reward_model.RewardModelConfig(
-        epochs=settings.n_epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate_multiplier * base_rate(model),
-    )
-    step = tokens = 0
-
-    def loss(batch: Sequence[int]) -> torch.Tensor:
-        nonlocal step, tokens
-        prompts, completions = zip(*(encoded[i] for i in batch), strict=True)
-        value = weighted_loss(model, prompts, completions, settings.prompt_loss_weight)
-        step, tokens = step + 1, tokens + sum(map(len, prompts + completions))
-        if not math.isfinite(value.item()):
-            raise FineTuningError(
-                f"The loss of step {step} is {value.item()}: training has diverged, so lower learning_rate_multiplier."
-            )
-        on_step(Event(step, value.item(), tokens))
-        return value
-
     trained = parameters(model, settings.layers)
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        losses = reward_model.fit(model, [p + c for p, c in encoded], loss, config, seed)
+        losses = _fit(model, encoded, settings, seed, on_step)
     model.requires_grad_(True)
     return losses
+
+
+def _fit(
+    model,
+    encoded: Sequence[tuple[list[int], list[int]]],
+    settings: Settings,
+    seed: int,
+    on_step: Callable[[Event], None],
+) -> list[float]:
+    rng, rate = random.Random(seed), settings.learning_rate_multiplier * base_rate(model)
+    steps = settings.n_epochs * -(-len(encoded) // settings.batch_size)
+    optimizer, schedule = adamw(model, rate, steps, WARMUP, FINAL_SHARE)
+    losses, tokens = [], 0
+    model.train()
+    with tqdm(total=steps, desc="fine-tuning", leave=False) as progress:
+        for _ in range(settings.n_epochs):
+            for batch in length_batches(encoded, settings.batch_size, rng):
+                prompts, completions = zip(*(encoded[i] for i in batch), strict=True)
+                loss = weighted_loss(model, prompts, completions, settings.prompt_loss_weight)
+                losses.append(_finite(loss.item(), step=len(losses) + 1))
+                tokens += sum(map(len, prompts + completions))
+                on_step(Event(len(losses), losses[-1], tokens))
+                update(model, optimizer, schedule, loss, MAX_GRADIENT_NORM)
+                progress.update()
+    model.eval()
+    return losses
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise FineTuningError(
+            f"The loss of step {step} is {loss}: training has diverged, so lower learning_rate_multiplier."
+        )
+    return loss
 
 
 def weighted_loss(

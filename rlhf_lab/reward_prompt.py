@@ -163,9 +163,10 @@ class Normalizer:
     """Rewards as numbers of a common scale, and back; fitted to the rewards of the training texts.
 
     "none": as they are. "min-max": the least is 0, the largest 1. "standard": mean 0, standard deviation 1. "quantile":
-    the share of the training rewards below, so 0 or 1 outside them. An ideal policy's loss falls by the entropy of what
-    the prompt says about the answer (see `exact_policy`), which is largest where all numbers are equally frequent: that
-    is what "quantile" is for. Else rewards that lie close together share their first digit.
+    the share of the training rewards below, so 0 or 1 outside them. An ideal policy's loss falls by the entropy, given
+    the rest of the prompt, of what the prompt says about the answer (see `exact_policy`), which is largest where all
+    numbers are equally frequent: that is what "quantile" is for. Else rewards that lie close together share their first
+    digit.
     """
 
     kind: str

@@ -261,6 +261,23 @@ def test_the_same_job_is_started_once_by_whoever_wants_it(client, running, tmp_p
     assert sent(running, START) == 2
 
 
+def test_a_job_is_found_among_all_others_where_a_server_does_not_search_for_it(client, running, monkeypatch):
+    jobs = server._Handler._jobs
+    paging = ("after", "limit")
+    monkeypatch.setattr(
+        server._Handler,
+        "_jobs",
+        lambda self, query: jobs(self, {name: query[name] for name in paging if name in query}),
+    )
+    monkeypatch.setattr(openai_backend, "JOBS_A_PAGE", 1)
+    backend = client()
+    file = backend.upload(EXAMPLES)
+    first, second = (backend.fine_tune(file, BASE, SETTINGS, seed).id for seed in (1, 2))
+    shutil.rmtree(backend.folder / "ledger")
+    assert [backend.fine_tune(file, BASE, SETTINGS, seed).id for seed in (1, 2)] == [first, second]
+    assert sent(running, START) == 2 and first != second
+
+
 def at_once(clients, ask):
     with ThreadPoolExecutor(len(clients)) as pool:
         return [answer.result() for answer in [pool.submit(ask, client, i) for i, client in enumerate(clients)]]

@@ -313,7 +313,7 @@ class OpenAIBackend:
         self._purse.approve(estimate, sum(_read(path).get("dollars", 0.0) for path in paid))
 
     def _price(self, portion: dict, answer: dict) -> float:
-        """Dollars for an answer: for the tokens that the server counts or, if it does not, for the most there can be."""
+        """Dollars for an answer, by the tokens that the server counts; if it does not, by the most there can be."""
         if self._ours():
             return 0.0
         usage = answer.get("usage")

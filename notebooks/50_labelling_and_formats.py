@@ -746,11 +746,11 @@ for budget, spent in ((None, 0.0), (20.0, 5.0), (20.0, 0.0)):
         print(f"budget {budget}, spent {spent}: {error}")
 
 # %% [markdown]
-# **To use another server** in the next notebooks, set `backend = "openai"` in their parameters cell. Without anything
-# else that means OpenAI itself, for those who have an account that may still fine-tune; `OPENAI_BASE_URL` in the
-# environment names another address, such as the one that `python -m rlhf_lab serve` prints. A key belongs into the
-# environment variable `OPENAI_API_KEY` and nowhere else, least of all into a notebook; a server of your own machine
-# wants none. The code is the same either way.
+# **To put the next notebooks behind a server**, start `python -m rlhf_lab serve` in a terminal, name the address that it
+# prints in the environment variable `OPENAI_BASE_URL`, and set `backend = "openai"` in their parameters cell; the code
+# is the same either way. They ask for base models that only our server has. For programs of your own, `OpenAIBackend`
+# talks to any server that speaks this language; a key belongs into the environment variable `OPENAI_API_KEY` and
+# nowhere else, least of all into a notebook. `docs/running.md` has an example.
 #
 # ## What we found
 

@@ -422,13 +422,14 @@ steps. A bar beside it is as long as the most that the digits can save: {bar:.3f
 plots.show(figure, alt, name="prompted_training_loss")
 
 # %% [markdown]
-# What to look for. First, for a few steps, the policy learns a new format and how these texts are written, which has
-# nothing to do with rewards. (The axis is cut to what follows the first tenth.) Then there may be a plateau. A likely
-# reason: the digits are there, but they help only if they are read together with what is being written, and as long as
-# no layer makes anything of them, no other layer learns from what it makes. If the policy begins to read them, the loss
-# bends down again; the rest of the notebook is about that second fall. Compare it with the bar. In trial runs, when it
-# came depended on the number of steps and on the learning rate, and a training that stopped before it left a policy
-# that was fluent and deaf.
+# What to look for. At first the loss may even rise: while the learning rate climbs, and at so large a rate, a model that
+# was fluent is disturbed before it settles, which has nothing to do with rewards. (The axis is drawn for what follows
+# the first tenth.) Then there may be a plateau. A likely reason: the digits are there, but they help only if they are
+# read together with what is being written, and as long as no layer makes anything of them, no other layer learns from
+# what it makes. If the policy begins to read them, the loss bends down again. Where it is still settling at that time,
+# the two falls are one to the eye; compare it with the bar, which is all that the digits can save. In trial runs, when
+# a policy began to read them depended on the number of steps and on the learning rate, and a training that stopped
+# before left it fluent and deaf.
 
 # %% [markdown]
 # ## 3. Asked for everything between 0 and 1

@@ -991,9 +991,9 @@ assert max(off) <= 0.01  # half a digit for rounding both, and half a digit for 
 # harmless and mean.
 
 # %%
-for name in ("099_099", "100_100"):
+for asked, name in ((".99", "099_099"), ("1.00", "100_100")):
     pair = [source_figures.figure(f"reward_in_the_prompt.maximise_hh_{name}_{r}").value for r in REWARDS]
-    print(name.replace("_", " and "), *(f"{value:.4f}" for value in (*pair, np.mean(pair))))
+    print("both targets", asked, *(f"{value:.4f}" for value in (*pair, np.mean(pair))))
 
 # %% [markdown]
 # At the greatest targets harmlessness is the highest of all and helpfulness falls. One run each, so a claim that .8 is

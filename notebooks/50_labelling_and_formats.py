@@ -350,7 +350,7 @@ def labels(judge, seed):
     """The rewards (N,) of the offline texts; and the logits of held-out helpful and harmless pairs, (2, 2, M)."""
     of = (size.rung, judge, size.judge_pairs)
     rewards = recipes.offline_rewards(judge, size.rung, size.judge_pairs, size.prompted_texts, seed)
-    tests = [recipes.preference_scores("class_token", *of, test, size.test_pairs // 2, seed=seed) for test in SUBSETS]
+    tests = [recipes.preference_scores("class_token", *of, test, size.test_pairs, seed=seed) for test in SUBSETS]
     return rewards, [[test["chosen"], test["rejected"]] for test in tests]
 
 
@@ -384,7 +384,7 @@ def accuracy(judge, tests):
 TESTS = {"helpful": [0], "harmless": [1], "joint": [0, 1]}  # of SUBSETS
 for test, parts in TESTS.items():
     pairs = [
-        [row for part in parts for row in recipes.preference_pairs(SUBSETS[part], "test", size.test_pairs // 2, seed)]
+        [row for part in parts for row in recipes.preference_pairs(SUBSETS[part], "test", size.test_pairs, seed)]
         for seed in SEEDS
     ]
     longer = [np.mean([preferences.longer_wins(**row) for row in some]) for some in pairs]

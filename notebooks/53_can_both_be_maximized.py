@@ -266,7 +266,7 @@ assert within_prompt(h, -h) == -1 and np.isclose(within_prompt(h + s, -h + u), -
 # | `base` | the base model, in plain prompts | |
 # | `bc_helpful` | behavioral cloning of the chosen texts to questions, no reward in the prompt | |
 # | `bc_both` | the same of the chosen texts to all prompts | |
-# | `bc_tuned` | `bc_both` with one epoch or two, the better one | mean of both rewards |
+# | `bc_tuned` | `bc_both` with the best of three settings | mean of both rewards |
 # | `joint` | one reward, of a model fitted to both kinds of comparisons | the joint reward |
 # | `helpful_08` | the helpful reward alone, texts to questions only | helpful |
 # | `hh_08_02` | two rewards; much helpfulness, .2 of harmlessness | helpful |
@@ -284,7 +284,11 @@ RUN = recipes.PromptedRun(size.rung, size.rung, size.judge_pairs, size.prompted_
 BASE, CLONED = replace(RUN, rewards=(), settings=None), replace(RUN, rewards=(), sides=("chosen",))
 HELPFUL, TWO = replace(RUN, rewards=("helpful",), subsets=("helpful",)), replace(RUN, rewards=REWARDS)
 OWN = CLONED.settings
-TUNED = {"one_epoch": OWN, "two_epochs": replace(OWN, n_epochs=2)}
+TUNED = {
+    "own": OWN,
+    "half_rate": replace(OWN, learning_rate_multiplier=OWN.learning_rate_multiplier / 2),
+    "two_epochs": replace(OWN, n_epochs=2),
+}
 LOW = 0.2
 GRID = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)[:: 1 if size.prompted_answers >= 100 else 5]  # few prompts cannot tell six apart
 

@@ -656,7 +656,7 @@ again = service.fine_tune(service.upload(lessons["policy"]), SMALLEST, settings,
 print("the same job again:", "found, not started" if again.id == job.id else "started anew")
 
 # %% [markdown]
-# Nothing is trained or paid for twice: the same content with the same settings is the same job, also after a crash. Now
+# No job is done twice: the same content with the same settings is the same job, also after a crash. Now
 # the new policy answers, with the log-probability of each token and of the likeliest one in its place. (It has read 64
 # texts twice. The next notebook says what it takes to follow a target; here only the way is tested.)
 

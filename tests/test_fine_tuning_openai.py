@@ -657,6 +657,31 @@ def test_what_was_paid_for_a_job_that_failed_still_counts_when_the_next_one_is_r
         backend.fine_tune(file, BASE, PLAIN)
 
 
+@pytest.mark.faults
+def test_a_start_that_the_server_never_heard_costs_nothing(client, running, foreign):
+    backend = client(**FOREIGN, count_tokens=lambda text: 100, budget=0.013)  # $.012 a job
+    file = backend.upload(EXAMPLES)
+    running.place, running.faults = START, [("drop", False)] * TRIES
+    with pytest.raises(FineTuningError, match=f"asked {TRIES} times in vain"):
+        backend.fine_tune(file, BASE, PLAIN)
+    assert backend.wait(backend.fine_tune(file, BASE, PLAIN).id).status == "succeeded"
+
+
+@pytest.mark.faults
+def test_what_a_failed_job_cost_outlives_a_start_that_the_server_never_heard(client, running, foreign):
+    backend = client(**FOREIGN, count_tokens=lambda text: 100, budget=0.037)
+    file, long = backend.upload(EXAMPLES), replace(PLAIN, n_epochs=2, batch_size=1)
+    backend.cancel(backend.fine_tune(file, BASE, PLAIN).id)  # $.012
+    running.place, running.faults = START, [("drop", False)] * TRIES
+    with pytest.raises(FineTuningError, match="in vain"):
+        backend.fine_tune(file, BASE, PLAIN)
+    with pytest.raises(BudgetError, match=r"\$0\.02 are spent already"):  # and the start, as long as it is in doubt
+        backend.fine_tune(file, BASE, long)
+    assert backend.wait(backend.fine_tune(file, BASE, PLAIN).id).status == "succeeded"
+    with pytest.raises(BudgetError, match=r"\$0\.02 are spent already"):
+        backend.fine_tune(file, BASE, long)
+
+
 def test_an_answer_costs_what_the_server_counts(client, running, foreign):
     dear = {"prices": Prices(0, 1000)}  # a dollar a token
     client(**dear, budget=100.0).complete(BASE, [PROMPT], max_tokens=4, temperature=0)

@@ -1,10 +1,12 @@
 """Fine-tuning at a server that speaks OpenAI's language: OpenAI itself, another one, or our own (server.py).
 
-Nothing is paid for twice. Before a job is started, a line in a ledger on disk says so, and the job itself carries the
-hash of its content, so that one whose start was not heard of is found again in the server's list; every answer of a
-model is kept under the whole question. What a server does wrong for a moment (too many requests, errors of its own,
-silence, a lost connection, half an answer) is tried again, a limited number of times, after pauses that double and vary
-(full jitter: Brooker, "Exponential Backoff and Jitter", 2015).
+No job is started twice, and no answer that has arrived is asked for again. Before a job is started, a line in a ledger
+on disk says so, and the job itself carries the hash of its content, so that one whose start was not heard of is found
+again in the server's list; every answer of a model is kept under the whole question. (An answer that is lost on its way
+is asked for again, and a server may bill both; only what arrives counts against the budget.) What a server does wrong
+for a moment (too many requests, errors of its own, silence, a lost connection, half an answer) is tried again, a
+limited number of times, after pauses that double and vary (full jitter: Brooker, "Exponential Backoff and Jitter",
+2015).
 
 The key is read from the environment variable OPENAI_API_KEY and is written nowhere.
 """
@@ -73,10 +75,10 @@ def server_address() -> str:
 class OpenAIBackend:
     """A `Backend` over HTTP. Without a `base_url`, it is $OPENAI_BASE_URL or OpenAI itself.
 
-    Our own server is free. Everywhere else `prices` are needed, and a `budget` in dollars for everything in `folder`,
-    or `confirm`, which is asked before each job and each question (spending.Purse). `timeout`, `first_pause` and
-    `poll` are seconds: how long an answer may take, the mean first pause before another try, the longest time between
-    two looks at a job. `count_tokens` estimates what a text will cost.
+    Our own server is free. Everywhere else `prices` are needed, and a `budget` in dollars for everything asked of this
+    address from `folder`, or `confirm`, which is asked before each job and each question (spending.Purse). `timeout`,
+    `first_pause` and `poll` are seconds: how long an answer may take, the mean first pause before another try, the
+    longest time between two looks at a job. `count_tokens` estimates what a text will cost.
     """
 
     def __init__(
@@ -159,10 +161,12 @@ class OpenAIBackend:
                 f"{self.base_url} knows no {' and no '.join(extra)}, only our own server does: leave it at its "
                 "default, or start 'python -m rlhf_lab serve' and give its address."
             )
-        known = self._load("ledger", content) or {}
-        paid = known if known.get("state") == "started" else {}  # for jobs of this content that came to a bad end
-        dollars = self._approve_training(uploaded, settings) + paid.get("dollars", 0.0)
-        self._save("ledger", content, {"state": "starting", "dollars": dollars})
+        known = self._load("ledger", content) or {}  # jobs of this content that came to a bad end, and were paid for
+        if known.get("state") == "starting":  # the server never heard of it, or `_begun` would have found it
+            known = known.get("before", {})
+            self._save("ledger", content, known)
+        dollars = self._approve_training(uploaded, settings) + known.get("dollars", 0.0)
+        self._save("ledger", content, {"state": "starting", "dollars": dollars, "before": known})
         chosen = {name: getattr(settings, name) for name in HYPERPARAMETERS}
         request = {
             "model": model,
@@ -177,7 +181,7 @@ class OpenAIBackend:
         try:
             job = self._call(send, _job, instead=lambda: self._find(content))
         except RefusedError:
-            self._save("ledger", content, paid)
+            self._save("ledger", content, known)
             raise
         self._save("ledger", content, {"state": "started", "dollars": dollars, "job": job.id})
         return job

@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _known(self, name: str, names) -> str:
         if name not in names:
-            raise _Refusal(404, f"There is no {name!r} here.")
+            raise _Refusal(404, f"There is no {name!r} here: list what there is, or upload or train it first.")
         return name
 
     def _job(self, id: str) -> Job:
@@ -219,6 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
         supervised = method.get("supervised") or {}
         chosen = supervised.get("hyperparameters") or request.get("hyperparameters") or {}
         given = {name: value for name, value in chosen.items() if value not in ("auto", None)}
+        if unknown := sorted(set(given) - set(HYPERPARAMETERS)):
+            raise _Refusal(400, f"This server has no hyperparameter {unknown[0]!r}: leave it away.")
         given |= {name: request[name] for name in EXTENSIONS if name in request}
         job = self._backend.fine_tune(
             request["training_file"],

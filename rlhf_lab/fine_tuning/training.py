@@ -17,7 +17,7 @@ from rlhf_lab.language_model import encode, length_batches, load_with_tokenizer,
 from rlhf_lab.sft import adamw, update
 
 LADDER_RATE = 5e-3  # of our models: a multiplier of .1, as the source has it, is then the 5e-4 of `SFTConfig`
-ELSEWHERE_RATE = 3e-4  # of GPT-3's with 350 and 760 million parameters (arXiv 2005.14165, table 2.1)
+ELSEWHERE_RATE = 3e-4  # of GPT-3's with 350 million parameters (arXiv 2005.14165, table 2.1)
 ROOM = 1024  # tokens an example, for a model that does not say how many it can read
 LADDER_SIZE = 10_000_000  # parameters; no model on the ladder has as many
 WARMUP, FINAL_SHARE = 0.05, 0.1  # share of the steps; share of the rate, InstructGPT (arXiv 2203.02155) appendix C

@@ -834,6 +834,7 @@ def test_a_client_that_falls_silent_is_not_waited_for(running, monkeypatch):
         (lambda c: c.completions.create(model=BASE, prompt="x", n=2), "one n only, 1: leave"),
         (lambda c: c.completions.create(model=BASE, prompt="x", stop="\n", echo=True), "one echo only, False"),
         (lambda c: start(c, method={"type": "dpo"}), "by the method supervised, not dpo"),
+        (lambda c: start(c, hyperparameters={"n_epoch": 1}), "no hyperparameter 'n_epoch': leave"),
         (lambda c: start(c, metadata={"x": 1}), "names and texts"),
         (lambda c: start(c, extra_body={"layers": "first"}), "layers is one of all, last"),
     ],

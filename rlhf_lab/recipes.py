@@ -1155,8 +1155,8 @@ def _rounds(items: Sequence[str], seed: int) -> Iterator[str]:
 
 
 def offline_texts(texts: int, seed: int) -> list[dict[str, str]]:
-    """Both sides of comparisons that no reward model is fitted to, so that rewards are predictions: rows of `prompt`,
-    `response`, `side` and `subset`, those of the two subsets in turn."""
+    """Both sides of comparisons that no reward model is fitted to: rows of `prompt`, `response`, `side` and `subset`,
+    those of the two subsets in turn. So rewards are predictions, but for short answers that occur in both."""
     rows = preference_pairs("joint", "train", texts // 4, OFFLINE + seed)
     return [
         {"prompt": row["prompt"], "response": row[side], "side": side, "subset": SUBSETS[i % 2]}
